@@ -1,0 +1,240 @@
+// Package bpffs is the door to BPF file systems: finding and mounting them,
+// walking their pins, and locking a directory of one.
+//
+// A name in a bpffs may not contain a dot, so an interface's name can't be a
+// pin's name as it is.
+package bpffs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Is tells whether the path lies in a bpffs.
+func Is(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.BPF_FS_MAGIC
+}
+
+// Mounts lists the mount points of every bpffs that the process sees.
+func Mounts() ([]string, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return parseMountinfo(string(b)), nil
+}
+
+func parseMountinfo(s string) []string {
+	var mounts []string
+	for line := range strings.Lines(s) {
+		// Optional fields end with a lone dash; the type follows.
+		before, after, ok := strings.Cut(line, " - ")
+		fields := strings.Fields(before)
+		if !ok || len(fields) < 5 || !strings.HasPrefix(after, "bpf ") {
+			continue
+		}
+		mounts = append(mounts, unescape(fields[4]))
+	}
+	return mounts
+}
+
+// unescape undoes the octal escapes of blanks and backslashes in mountinfo.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// Root is an open bpffs directory. It stays the same directory whatever is
+// mounted over its path later, and in whichever mount namespace it was found.
+type Root struct {
+	dir *os.File
+	// Name is the path it was opened by.
+	Name string
+}
+
+// ErrNoBPFFS says that no bpffs is mounted at a directory.
+var ErrNoBPFFS = errors.New("no bpffs is mounted there")
+
+// Open opens a directory where a bpffs is mounted, or returns ErrNoBPFFS. The
+// caller closes it.
+func Open(dir string) (*Root, error) {
+	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", dir, ErrNoBPFFS)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.BPF_FS_MAGIC {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", dir, ErrNoBPFFS)
+	}
+	return &Root{dir: f, Name: dir}, nil
+}
+
+// Mount opens the bpffs at dir and mounts one there, of mode 0700, where there
+// is none. Two processes that do so at once end up with the same one.
+func Mount(dir string) (*Root, error) {
+	if root, err := Open(dir); !errors.Is(err, ErrNoBPFFS) {
+		return root, err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	// The lock is on the directory above, because the one that is locked must
+	// be the same before and after the mount.
+	lock, err := LockDir(context.Background(), filepath.Dir(dir), 10*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Unlock()
+	if root, err := Open(dir); !errors.Is(err, ErrNoBPFFS) {
+		return root, err
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return nil, fmt.Errorf("mount a bpffs at %s: %w", dir, err)
+	}
+	return Open(dir)
+}
+
+// InHostMounts calls f on a thread in the mount namespace of process 1, if the
+// caller is in another and may enter it; otherwise as the caller is. A bpffs
+// that is mounted in the mount namespace of `ip netns exec`, say, would be
+// gone with that command, and all that is pinned there with it.
+func InHostMounts(f func() error) error {
+	host, err := os.Open("/proc/1/ns/mnt")
+	if err != nil {
+		return f()
+	}
+	defer host.Close()
+	own, err := os.Stat("/proc/thread-self/ns/mnt")
+	if err != nil {
+		return f()
+	}
+	if st, err := host.Stat(); err != nil || os.SameFile(st, own) {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() {
+		// The thread is not unlocked, so it ends with the goroutine: it can't
+		// share its working directory with the others again.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			done <- err
+			return
+		}
+		if err := unix.Setns(int(host.Fd()), unix.CLONE_NEWNS); err != nil {
+			if errors.Is(err, unix.EPERM) {
+				done <- errStay
+				return
+			}
+			done <- fmt.Errorf("enter the mount namespace of process 1: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	if err := <-done; !errors.Is(err, errStay) {
+		return err
+	}
+	return f()
+}
+
+var errStay = errors.New("may not enter")
+
+// Close closes the directory.
+func (r *Root) Close() error { return r.dir.Close() }
+
+// Path returns a path that leads into this very directory, in whichever mount
+// namespace it lies, for as long as Root is open.
+func (r *Root) Path(elem ...string) string {
+	return filepath.Join(append([]string{fmt.Sprintf("/proc/self/fd/%d", r.dir.Fd())}, elem...)...)
+}
+
+// Lock is an exclusive lock on a directory. It ends with Unlock, or with the
+// process.
+type Lock struct{ f *os.File }
+
+// ErrLockTimeout says that somebody else held the lock until the deadline.
+var ErrLockTimeout = errors.New("lock timeout")
+
+// Lock locks the root, waiting for as long as the timeout and the context
+// allow, or fails with ErrLockTimeout.
+func (r *Root) Lock(ctx context.Context, timeout time.Duration) (*Lock, error) {
+	return LockDir(ctx, r.Path("."), timeout)
+}
+
+// LockDir locks a directory by flock, waiting for as long as the timeout and
+// the context allow, or fails with ErrLockTimeout.
+func LockDir(ctx context.Context, dir string, timeout time.Duration) (*Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		f, err := os.Open(dir)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			// Whoever held it before may have removed the directory, and
+			// another of the same name is not locked by this.
+			locked, err1 := f.Stat()
+			there, err2 := os.Stat(dir)
+			if err1 == nil && err2 == nil && os.SameFile(locked, there) {
+				return &Lock{f}, nil
+			}
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), context.Canceled) {
+				return nil, context.Cause(ctx)
+			}
+			return nil, fmt.Errorf("%w: another process held the lock on %s for %s", ErrLockTimeout, dir, timeout)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Unlock releases the lock.
+func (l *Lock) Unlock() { l.f.Close() }
+
+// WalkPins calls f with the path of every pin below dir. Directories that can't
+// be read, and mount points of another file system below it, are left out, and
+// so are the kernel's own files, such as maps.debug: only it can make a name
+// with a dot.
+func WalkPins(dir string, f func(path string)) error {
+	if !Is(dir) {
+		return fmt.Errorf("%s: %w", dir, ErrNoBPFFS)
+	}
+	// DirFS looks through dir where that is a link, as Root.Path is.
+	return fs.WalkDir(os.DirFS(dir), ".", func(name string, e fs.DirEntry, err error) error {
+		path := filepath.Join(dir, name)
+		switch {
+		case err != nil && e != nil && e.IsDir():
+			return fs.SkipDir
+		case err != nil:
+			return nil
+		case e.IsDir() && !Is(path):
+			return fs.SkipDir
+		case e.Type().IsRegular() && !strings.Contains(e.Name(), "."):
+			f(path)
+		}
+		return nil
+	})
+}

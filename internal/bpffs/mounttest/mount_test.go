@@ -1,0 +1,228 @@
+package mounttest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/holdfast-bpf/holdfast/internal/bpffs"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { kerneltest.Main(m, nil) }
+
+// mount has Mount mount a bpffs for the test's time.
+func mount(t *testing.T, dir string) *bpffs.Root {
+	t.Helper()
+	root, err := bpffs.Mount(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return root
+}
+
+// pin pins a program there.
+func pin(t *testing.T, path string) {
+	t.Helper()
+	if err := kernel.Pin(kernel.FD(kerneltest.Pass(t, "pinned", nil).FD()), path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestABPFFSIsMountedOnceAndForRootAlone(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	dir := filepath.Join(t.TempDir(), "run", "bpf")
+	if _, err := bpffs.Open(dir); !errors.Is(err, bpffs.ErrNoBPFFS) {
+		t.Fatalf("before it is mounted: %v", err)
+	}
+	root := mount(t, dir)
+	st, err := os.Stat(dir)
+	if err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("its mode is %v (%v), want 0700", st.Mode(), err)
+	}
+	mounts, err := bpffs.Mounts()
+	if err != nil || !slices.Contains(mounts, dir) {
+		t.Errorf("the mounts are %v (%v), want %s among them", mounts, err, dir)
+	}
+	pin(t, root.Path("first"))
+	again := mount(t, dir)
+	if _, err := os.Stat(again.Path("first")); err != nil {
+		t.Errorf("mounted again it is another: %v", err)
+	}
+	if n := count(t, dir); n != 1 {
+		t.Errorf("it is mounted %d times", n)
+	}
+}
+
+// count is how often a bpffs is mounted at the directory.
+func count(t *testing.T, dir string) int {
+	t.Helper()
+	mounts, err := bpffs.Mounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, m := range mounts {
+		if m == dir {
+			n++
+		}
+	}
+	return n
+}
+
+func TestThoseWhoMountAtOnceGetTheSame(t *testing.T) {
+	for round := range 10 {
+		dir := filepath.Join(t.TempDir(), "bpf")
+		var wait sync.WaitGroup
+		for n := range 8 {
+			wait.Go(func() {
+				root, err := bpffs.Mount(dir)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer root.Close()
+				if err := os.Mkdir(root.Path("made"), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+					t.Error(err)
+				}
+				if err := os.Mkdir(root.Path("made", fmt.Sprint(n)), 0o700); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wait.Wait()
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+		made, err := os.ReadDir(filepath.Join(dir, "made"))
+		if err != nil || len(made) != 8 || count(t, dir) != 1 {
+			t.Errorf("round %d: %d of 8 directories in %d mounts (%v)", round, len(made), count(t, dir), err)
+		}
+	}
+}
+
+func TestAnOpenBPFFSStaysTheSameWhateverIsMountedOverIt(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	dir := filepath.Join(t.TempDir(), "bpf")
+	root := mount(t, dir)
+	pin(t, root.Path("mine"))
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	if _, err := os.Stat(filepath.Join(dir, "mine")); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("it is not mounted over: %v", err)
+	}
+	var pins []string
+	if err := bpffs.WalkPins(root.Path(), func(path string) { pins = append(pins, path) }); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{root.Path("mine")}; !slices.Equal(pins, want) {
+		t.Errorf("its pins are %v, want %v", pins, want)
+	}
+	lock, err := root.Lock(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := root.Lock(t.Context(), 0); !errors.Is(err, bpffs.ErrLockTimeout) {
+		t.Errorf("locked a second time: %v", err)
+	}
+	lock.Unlock()
+}
+
+func TestAllPinsAreFoundAndNothingElse(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	dir := filepath.Join(t.TempDir(), "bpf")
+	root := mount(t, dir)
+	for _, sub := range []string{"a", "a/b", "empty", "over"} {
+		if err := os.Mkdir(root.Path(sub), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{"one", "a/two", "a/b/three"} {
+		pin(t, root.Path(path))
+	}
+	if err := os.Symlink("one", root.Path("link")); err != nil {
+		t.Fatal(err)
+	}
+	// Another file system below it, and a bpffs too.
+	over := filepath.Join(dir, "over")
+	if err := unix.Mount("tmpfs", over, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(over, unix.MNT_DETACH) })
+	if err := os.WriteFile(filepath.Join(over, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var pins []string
+	if err := bpffs.WalkPins(dir, func(path string) { pins = append(pins, path) }); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(pins)
+	want := []string{filepath.Join(dir, "a/b/three"), filepath.Join(dir, "a/two"), filepath.Join(dir, "one")}
+	if !slices.Equal(pins, want) {
+		t.Errorf("the pins are %v, want %v", pins, want)
+	}
+}
+
+func TestInHostMountsACallSeesWhatProcess1Sees(t *testing.T) {
+	dir := t.TempDir()
+	done := make(chan error, 1)
+	go func() {
+		// The thread moves to mounts of its own and is thrown away.
+		runtime.LockOSThread()
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(dir, "own"), nil, 0o600); err != nil {
+				return err
+			}
+			err := bpffs.InHostMounts(func() error {
+				if _, err := os.Stat(filepath.Join(dir, "own")); !errors.Is(err, os.ErrNotExist) {
+					return fmt.Errorf("it sees the caller's own mount: %w", err)
+				}
+				return os.WriteFile(filepath.Join(dir, "host"), nil, 0o600)
+			})
+			if err != nil {
+				return err
+			}
+			if _, err := os.Stat(filepath.Join(dir, "own")); err != nil {
+				return fmt.Errorf("the caller was moved: %w", err)
+			}
+			return nil
+		}()
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "host")); err != nil {
+		t.Errorf("what was made there: %v", err)
+	}
+}
+
+func TestWhereTheCallerIsInProcess1sMountsACallIsMadeAsItIs(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := unix.Gettid()
+	want := errors.New("its own error")
+	if err := bpffs.InHostMounts(func() error {
+		if unix.Gettid() != before {
+			t.Error("it was made on another thread")
+		}
+		return want
+	}); !errors.Is(err, want) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,324 @@
+// Package kernel is the door to bpf(2): every raw bpf call that Holdfast makes
+// itself is here, and linters keep it so. Programs and maps are loaded with
+// cilium/ebpf; links are not, because cilium/ebpf closes a link that the
+// garbage collector finds unreachable, and closing its last descriptor
+// detaches the program. A descriptor from this package is a plain number that
+// only Close closes.
+//
+// Functions return the kernel's errno unwrapped, as a syscall.Errno: what an
+// errno means depends on what was asked, so package xdp translates it, in one
+// place. The layouts are those of include/uapi/linux/bpf.h; all of them work
+// from Linux 5.10 on unless a comment says otherwise.
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Commands and constants of include/uapi/linux/bpf.h that x/sys/unix lacks a
+// better name for.
+const (
+	attachXDP   = unix.BPF_XDP
+	linkTypeXDP = unix.BPF_LINK_TYPE_XDP
+	objNameLen  = 16 // BPF_OBJ_NAME_LEN
+)
+
+// FD is an open descriptor of a BPF object. The zero value is not valid.
+// Nothing closes it but Close.
+type FD int
+
+// Close closes the descriptor. For the last descriptor or pin of a link this
+// detaches its program, some milliseconds later.
+func (fd FD) Close() error { return unix.Close(int(fd)) }
+
+// Dup returns a second descriptor of the same object, close-on-exec, which the
+// caller closes.
+func (fd FD) Dup() (FD, error) {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	return FD(n), err
+}
+
+// bpf makes the call. Pointers inside attributes are unsafe.Pointer fields, so
+// that they escape to the heap together with the attributes and stay put; this
+// takes a 64-bit machine, where they have the width of the kernel's __u64.
+func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(cmd), uintptr(attr), size)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
+}
+
+const _ = unsafe.Sizeof(uintptr(0)) - 8 // 64-bit only
+
+type linkCreateAttr struct {
+	progFD     uint32
+	targetFD   uint32
+	attachType uint32
+	flags      uint32
+	_          [48]byte
+}
+
+// LinkCreateXDP attaches the program to the interface of the calling thread's
+// network namespace that has this index, and returns the link. flags are
+// XDP_FLAGS_*_MODE. It only ever succeeds on an empty hook. Since Linux 5.9.
+func LinkCreateXDP(progFD, ifindex int, flags uint32) (FD, error) {
+	attr := linkCreateAttr{
+		progFD:     uint32(progFD),
+		targetFD:   uint32(ifindex),
+		attachType: attachXDP,
+		flags:      flags,
+	}
+	fd, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return FD(fd), err
+}
+
+type linkUpdateAttr struct {
+	linkFD    uint32
+	newProgFD uint32
+	flags     uint32
+	oldProgFD uint32
+}
+
+// LinkUpdate replaces the link's program, but only while oldProgFD is the one
+// it runs: the kernel answers EPERM otherwise. A link whose interface is gone
+// answers ENOLINK. Since Linux 5.9.
+func LinkUpdate(link FD, newProgFD, oldProgFD int) error {
+	attr := linkUpdateAttr{
+		linkFD:    uint32(link),
+		newProgFD: uint32(newProgFD),
+		flags:     unix.BPF_F_REPLACE,
+		oldProgFD: uint32(oldProgFD),
+	}
+	_, err := bpf(unix.BPF_LINK_UPDATE, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
+}
+
+// LinkUpdateAny replaces the link's program whatever it was. Since Linux 5.9.
+func LinkUpdateAny(link FD, newProgFD int) error {
+	attr := linkUpdateAttr{linkFD: uint32(link), newProgFD: uint32(newProgFD)}
+	_, err := bpf(unix.BPF_LINK_UPDATE, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
+}
+
+// LinkDetach detaches the link's program at once and leaves a defunct link
+// behind, for everyone who holds it. It succeeds on a defunct link too. Since
+// Linux 5.9.
+func LinkDetach(link FD) error {
+	attr := struct{ linkFD uint32 }{uint32(link)}
+	_, err := bpf(unix.BPF_LINK_DETACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
+}
+
+// LinkInfo is what the kernel tells of an XDP link.
+type LinkInfo struct {
+	ID     uint32
+	ProgID uint32
+	// Ifindex is in the namespace where the interface is now, and 0 when the
+	// link is defunct: detached by force, or its interface is gone. The kernel
+	// does not say which namespace.
+	Ifindex uint32
+}
+
+// ErrNotXDP says that a descriptor is no XDP link.
+var ErrNotXDP = errors.New("not an XDP link")
+
+// IsLink tells whether the descriptor is a link of some kind. BPF_OBJ_GET and a
+// socket give descriptors of any kind, and BPF_OBJ_GET_INFO_BY_FD answers for
+// each in another layout without saying which.
+func IsLink(fd FD) bool {
+	kind, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	return err == nil && (kind == "anon_inode:bpf_link" || kind == "anon_inode:bpf-link")
+}
+
+type infoAttr struct {
+	fd   uint32
+	size uint32
+	info unsafe.Pointer
+}
+
+// XDPLinkInfo reads a link, or returns ErrNotXDP for one of another kind.
+func XDPLinkInfo(link FD) (LinkInfo, error) {
+	// struct bpf_link_info; XDP's part of the union starts with the ifindex.
+	var raw struct {
+		typ, id, progID uint32
+		_               uint32
+		ifindex         uint32
+		_               [44]byte
+	}
+	if err := objInfo(int(link), unsafe.Pointer(&raw), unsafe.Sizeof(raw)); err != nil {
+		return LinkInfo{}, err
+	}
+	if raw.typ != linkTypeXDP {
+		return LinkInfo{}, ErrNotXDP
+	}
+	return LinkInfo{ID: raw.id, ProgID: raw.progID, Ifindex: raw.ifindex}, nil
+}
+
+func objInfo(fd int, info unsafe.Pointer, size uintptr) error {
+	attr := infoAttr{fd: uint32(fd), size: uint32(size), info: info}
+	_, err := bpf(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
+}
+
+type idAttr struct {
+	id     uint32
+	nextID uint32
+	flags  uint32
+}
+
+// LinkByID opens a link. It needs CAP_SYS_ADMIN. While the descriptor is open
+// it prolongs the link's life: read what is needed and close it.
+func LinkByID(id uint32) (FD, error) {
+	attr := idAttr{id: id}
+	fd, err := bpf(unix.BPF_LINK_GET_FD_BY_ID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return FD(fd), err
+}
+
+// NextLinkID returns the smallest id above the one given, or ENOENT after the
+// last. It needs CAP_SYS_ADMIN. Since Linux 5.8.
+func NextLinkID(id uint32) (uint32, error) {
+	attr := idAttr{id: id}
+	_, err := bpf(unix.BPF_LINK_GET_NEXT_ID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return attr.nextID, err
+}
+
+// XDPLinks reads every XDP link of the machine, in all network namespaces, in
+// the order of their ids. Links that go away meanwhile are left out.
+func XDPLinks() ([]LinkInfo, error) {
+	var links []LinkInfo
+	for id := uint32(0); ; {
+		next, err := NextLinkID(id)
+		if errors.Is(err, unix.ENOENT) {
+			return links, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		id = next
+		fd, err := LinkByID(id)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAGAIN) {
+			// Gone already, or not settled yet: its creator has no
+			// descriptor of it so far.
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		info, err := XDPLinkInfo(fd)
+		fd.Close()
+		if errors.Is(err, ErrNotXDP) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		links = append(links, info)
+	}
+}
+
+// ProgramByID opens a program; the descriptor also serves as an expectation.
+// It needs CAP_SYS_ADMIN.
+func ProgramByID(id uint32) (FD, error) {
+	attr := idAttr{id: id}
+	fd, err := bpf(unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return FD(fd), err
+}
+
+// ProgramInfo is what the kernel tells of a program.
+type ProgramInfo struct {
+	Type uint32
+	ID   uint32
+	Tag  [8]byte
+	// Name has at most 15 bytes; BTF may know a longer one.
+	Name string
+	// LoadTime is in nanoseconds since boot (CLOCK_BOOTTIME).
+	LoadTime uint64
+	UID      uint32
+	NumMaps  uint32
+	// Ifindex is the device that an offloaded program is bound to.
+	Ifindex uint32
+}
+
+// ReadProgram reads a program by its descriptor.
+func ReadProgram(fd FD) (ProgramInfo, error) {
+	// struct bpf_prog_info up to netns_ino.
+	var raw struct {
+		typ, id         uint32
+		tag             [8]byte
+		jited, xlated   uint32
+		jitedP, xlatedP uint64
+		loadTime        uint64
+		uid             uint32
+		numMaps         uint32
+		mapIDs          uint64
+		name            [objNameLen]byte
+		ifindex         uint32
+		gpl             uint32
+		netnsDev        uint64
+		netnsIno        uint64
+	}
+	if err := objInfo(int(fd), unsafe.Pointer(&raw), unsafe.Sizeof(raw)); err != nil {
+		return ProgramInfo{}, err
+	}
+	return ProgramInfo{
+		Type: raw.typ, ID: raw.id, Tag: raw.tag,
+		Name:     unix.ByteSliceToString(raw.name[:]),
+		LoadTime: raw.loadTime, UID: raw.uid, NumMaps: raw.numMaps, Ifindex: raw.ifindex,
+	}, nil
+}
+
+type objAttr struct {
+	path  *byte
+	fd    uint32
+	flags uint32
+}
+
+// Pin gives the object a name in a bpffs: EEXIST where the path is taken,
+// EPERM outside a bpffs.
+func Pin(fd FD, path string) error {
+	p, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return err
+	}
+	attr := objAttr{path: p, fd: uint32(fd)}
+	_, err = bpf(unix.BPF_OBJ_PIN, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
+}
+
+// OpenPin opens a pinned object, of whatever kind, for reading and writing.
+// The caller closes it.
+func OpenPin(path string) (FD, error) {
+	p, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return -1, err
+	}
+	attr := objAttr{path: p}
+	fd, err := bpf(unix.BPF_OBJ_GET, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return FD(fd), err
+}
+
+// DeviceBound tells whether the program was loaded for one device (or as an
+// expected attach type that runs on none), which the kernel does not say
+// anywhere else. BPF_PROG_TEST_RUN refuses such a program with EINVAL before it
+// reads its arguments, and others with EFAULT when it does, because the packet
+// lies at an address that nobody has: the program never runs.
+func DeviceBound(progFD int) bool {
+	attr := struct {
+		progFD, retval          uint32
+		dataSizeIn, dataSizeOut uint32
+		dataIn, dataOut         uint64
+		repeat, duration        uint32
+		ctxSizeIn, ctxSizeOut   uint32
+		ctxIn, ctxOut           uint64
+		flags, cpu, batch       uint32
+		_                       uint32
+	}{progFD: uint32(progFD), dataSizeIn: 64, dataIn: 1}
+	_, err := bpf(unix.BPF_PROG_TEST_RUN, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err != nil && !errors.Is(err, unix.EFAULT) && !errors.Is(err, unix.EPERM)
+}

@@ -1,0 +1,238 @@
+// Package netns is the door to network namespaces: it opens them by name, path
+// or process, tells two apart, and makes calls inside one without moving the
+// caller's thread for good.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// NamedDir is where `ip netns add` keeps namespaces.
+const NamedDir = "/run/netns"
+
+// NS is an open network namespace, which it keeps alive. The zero value is not
+// valid; Ambient has no descriptor.
+type NS struct {
+	fd   int
+	spec string
+}
+
+// Ambient is the namespace of whatever thread makes the call, as for a bare
+// system call. It needs no Close.
+var Ambient = &NS{fd: ambient}
+
+// What NS.fd is where it is no descriptor. A closed namespace must not pass for
+// the caller's own.
+const (
+	ambient = -1
+	closed  = -2
+)
+
+// ErrNotExist says that there is no such namespace.
+var ErrNotExist = errors.New("no such network namespace")
+
+// Open opens a namespace: the calling thread's where spec is empty, a name
+// under /run/netns, a path, or a process by its pid. A name wins over a pid.
+// The caller closes it.
+func Open(spec string) (*NS, error) {
+	path, err := resolve(spec)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+			return nil, fmt.Errorf("%w: %q is no name in %s, no path and no running process", ErrNotExist, spec, NamedDir)
+		}
+		return nil, fmt.Errorf("open network namespace %q: %w", spec, err)
+	}
+	// NS_GET_NSTYPE answers on namespaces only, and says which kind.
+	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+		unix.Close(fd)
+		return nil, fmt.Errorf("%w: %s is not a network namespace", ErrNotExist, path)
+	}
+	return &NS{fd: fd, spec: spec}, nil
+}
+
+func resolve(spec string) (string, error) {
+	switch {
+	case spec == "":
+		return "/proc/thread-self/ns/net", nil
+	case strings.ContainsRune(spec, '/'):
+		return spec, nil
+	case spec == "." || spec == "..":
+		return "", fmt.Errorf("%w: %q", ErrNotExist, spec)
+	}
+	named := filepath.Join(NamedDir, spec)
+	if _, err := os.Stat(named); err == nil {
+		return named, nil
+	}
+	if pid, err := strconv.ParseUint(spec, 10, 31); err == nil {
+		return fmt.Sprintf("/proc/%d/ns/net", pid), nil
+	}
+	return named, nil
+}
+
+// FD is the namespace's descriptor, or negative for Ambient and once closed.
+func (ns *NS) FD() int { return ns.fd }
+
+// Spec is what the namespace was opened by.
+func (ns *NS) Spec() string { return ns.spec }
+
+// Close closes the descriptor. Closing again does nothing.
+func (ns *NS) Close() error {
+	if ns.fd < 0 {
+		return nil
+	}
+	fd := ns.fd
+	ns.fd = closed
+	return unix.Close(fd)
+}
+
+// Do calls f inside the namespace: on the calling thread for Ambient, and
+// otherwise on a thread of its own, which is thrown away if it can't be brought
+// back. It needs CAP_SYS_ADMIN.
+func (ns *NS) Do(f func() error) error {
+	switch ns.fd {
+	case ambient:
+		return f()
+	case closed:
+		return fmt.Errorf("network namespace %q: %w", ns.spec, os.ErrClosed)
+	}
+	return away(func() error {
+		if err := unix.Setns(ns.fd, unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace %q: %w", ns.spec, err)
+		}
+		return f()
+	})
+}
+
+// away calls f on a thread of its own, which f may move to another network
+// namespace. Afterwards the thread is brought back, because throwing it away is
+// not always possible: the process's first thread never ends, would keep the
+// namespace alive, and would show the whole process in it under /proc.
+func away(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("open the thread's own network namespace: %w", err)
+			return
+		}
+		defer unix.Close(home)
+		err = f()
+		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		} // else the runtime ends the thread with this goroutine
+		done <- err
+	}()
+	return <-done
+}
+
+// ID tells namespaces apart. Cookies are never used again while the machine
+// runs; inode numbers, which is all there is before Linux 5.14, can be.
+type ID struct {
+	Cookie uint64
+	Inode  uint64
+}
+
+// Identify reads the namespace's ID.
+func (ns *NS) Identify() (ID, error) {
+	var id ID
+	err := ns.Do(func() error {
+		var st unix.Stat_t
+		if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+			return fmt.Errorf("identify the network namespace: %w", err)
+		}
+		id.Inode = st.Ino
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("identify the network namespace: %w", err)
+		}
+		defer unix.Close(fd)
+		id.Cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		if errors.Is(err, unix.ENOPROTOOPT) {
+			id.Cookie = 0
+			return nil
+		}
+		return err
+	})
+	return id, err
+}
+
+// String is the ID as a file name: "c7" for a cookie, "i4026531840" for an
+// inode.
+func (id ID) String() string {
+	if id.Cookie != 0 {
+		return "c" + strconv.FormatUint(id.Cookie, 10)
+	}
+	return "i" + strconv.FormatUint(id.Inode, 10)
+}
+
+// Found is a namespace that some process is in, or that has a name.
+type Found struct {
+	// Spec opens it.
+	Spec string
+	// Names are all its names and, where it has none, the lowest pid in it.
+	Names []string
+	Inode uint64
+}
+
+// All finds the network namespaces that can be reached from here: those of all
+// processes and those with a name, each once, the caller's first.
+func All() ([]Found, error) {
+	var found []Found
+	byInode := map[uint64]int{}
+	add := func(path, spec string) {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil {
+			return
+		}
+		if i, ok := byInode[st.Ino]; ok {
+			if strings.HasPrefix(path, NamedDir) {
+				found[i].Names = append(found[i].Names, spec)
+			}
+			return
+		}
+		f := Found{Spec: spec, Inode: st.Ino}
+		if spec != "" {
+			f.Names = []string{spec}
+		}
+		byInode[st.Ino] = len(found)
+		found = append(found, f)
+	}
+	add("/proc/thread-self/ns/net", "")
+	// Names before processes: a name says more.
+	named, err := os.ReadDir(NamedDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range named {
+		path := filepath.Join(NamedDir, e.Name())
+		var fs unix.Statfs_t
+		if unix.Statfs(path, &fs) != nil || fs.Type != unix.NSFS_MAGIC {
+			continue // a name whose namespace is not mounted here
+		}
+		add(path, e.Name())
+	}
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range procs {
+		if _, err := strconv.ParseUint(e.Name(), 10, 31); err == nil {
+			add(filepath.Join("/proc", e.Name(), "ns/net"), e.Name())
+		}
+	}
+	return found, nil
+}

@@ -1,0 +1,182 @@
+// Package procfs is the door to /proc: which processes hold descriptors of a
+// BPF link or program, and which process is which although pids are used
+// again.
+package procfs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+)
+
+// Holder is a process with a descriptor of a link or program.
+type Holder struct {
+	PID  int    `json:"pid"`
+	Comm string `json:"comm"`
+}
+
+// Objects are the processes that hold each link and each program, by id.
+type Objects struct {
+	Links    map[uint32][]Holder
+	Programs map[uint32][]Holder
+}
+
+// Scan looks through the descriptors of all processes that the caller may
+// look into; others, and those that end meanwhile, are left out. Descriptors
+// under way in a socket are in no process.
+func Scan() (Objects, error) { return scan("/proc") }
+
+func scan(proc string) (Objects, error) {
+	found := Objects{Links: map[uint32][]Holder{}, Programs: map[uint32][]Holder{}}
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		return found, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		found.scanProcess(filepath.Join(proc, e.Name()), pid)
+	}
+	return found, nil
+}
+
+func (o *Objects) scanProcess(dir string, pid int) {
+	d, err := os.Open(filepath.Join(dir, "fd"))
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return
+	}
+	var comm string
+	seen := map[string]bool{}
+	for _, fd := range names {
+		// readlink is cheap and nearly always the end of it; only a BPF
+		// descriptor has its fdinfo read.
+		target, err := os.Readlink(filepath.Join(dir, "fd", fd))
+		if err != nil {
+			continue
+		}
+		var holders map[uint32][]Holder
+		var key string
+		switch target {
+		case "anon_inode:bpf_link", "anon_inode:bpf-link":
+			holders, key = o.Links, "link_id"
+		case "anon_inode:bpf-prog":
+			holders, key = o.Programs, "prog_id"
+		default:
+			continue
+		}
+		info, err := os.ReadFile(filepath.Join(dir, "fdinfo", fd))
+		if err != nil {
+			continue
+		}
+		id, ok := ParseFDInfo(info)[key]
+		if !ok || seen[key+strconv.FormatUint(uint64(id), 10)] {
+			continue
+		}
+		seen[key+strconv.FormatUint(uint64(id), 10)] = true
+		if comm == "" {
+			b, _ := os.ReadFile(filepath.Join(dir, "comm"))
+			comm = strings.TrimSpace(string(b))
+		}
+		holders[id] = append(holders[id], Holder{PID: pid, Comm: comm})
+	}
+}
+
+// ParseFDInfo reads the numbers from an fdinfo file of a BPF object, such as
+// link_id, prog_id and ifindex. Lines that are no number are left out.
+func ParseFDInfo(b []byte) map[string]uint32 {
+	values := map[string]uint32{}
+	for line := range strings.Lines(string(b)) {
+		key, value, ok := strings.Cut(line, ":")
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 32)
+		if err == nil {
+			values[key] = uint32(n)
+		}
+	}
+	return values
+}
+
+// Sort orders holders by pid.
+func Sort(h []Holder) { sort.Slice(h, func(i, j int) bool { return h[i].PID < h[j].PID }) }
+
+// Process names one process for as long as the machine runs: the pid and when
+// it started, in clock ticks since boot.
+type Process struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"`
+}
+
+// ErrNoProcess says that no process has that pid.
+var ErrNoProcess = errors.New("no such process")
+
+// ReadProcess reads when the process started.
+func ReadProcess(pid int) (Process, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, os.ErrNotExist) {
+		return Process{}, fmt.Errorf("%w: %d", ErrNoProcess, pid)
+	}
+	if err != nil {
+		return Process{}, err
+	}
+	start, err := parseStat(b)
+	return Process{PID: pid, Start: start}, err
+}
+
+// parseStat takes field 22, starttime. The command's name, in parentheses,
+// may contain anything, parentheses and spaces too.
+func parseStat(b []byte) (uint64, error) {
+	i := bytes.LastIndexByte(b, ')')
+	if i < 0 {
+		return 0, errors.New("/proc/PID/stat: no command name")
+	}
+	fields := strings.Fields(string(b[i+1:]))
+	const starttime = 22 - 3 // the first field after the name is number 3
+	if len(fields) <= starttime {
+		return 0, errors.New("/proc/PID/stat: too few fields")
+	}
+	return strconv.ParseUint(fields[starttime], 10, 64)
+}
+
+// Alive tells whether this very process still runs.
+func (p Process) Alive() bool {
+	now, err := ReadProcess(p.PID)
+	return err == nil && now.Start == p.Start
+}
+
+// Comm is the process's command name, empty where it can't be read.
+func Comm(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// Cgroup is the process's path in the unified cgroup hierarchy, empty where
+// there is none.
+func Cgroup(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return path
+		}
+	}
+	return ""
+}
