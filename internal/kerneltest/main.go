@@ -1,0 +1,94 @@
+// Package kerneltest is what tests on a real kernel share: private namespaces,
+// interfaces, a bpffs, bounded traffic, and checks that nothing was left
+// behind.
+//
+// A package with kernel tests calls [Main] from its TestMain. The tests then run
+// in network, mount and process namespaces of their own, whose end takes
+// everything with it, and one package at a time, so that what they find on the
+// machine is theirs.
+package kerneltest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/cilium/ebpf/rlimit"
+	"github.com/holdfast-bpf/holdfast/internal/testbed"
+	"golang.org/x/sys/unix"
+)
+
+// commandEnv makes the test binary behave as one of its commands.
+const commandEnv = "HOLDFAST_TEST_COMMAND"
+
+// Commands are functions that a test can run as a process of their own, by
+// [Command]. They get what follows the name and return the exit code.
+type Commands map[string]func(args []string) int
+
+// Main runs the tests of a package. It does not return.
+func Main(m *testing.M, commands Commands) {
+	if name := os.Getenv(commandEnv); name != "" {
+		// It stays set, for a command that starts itself again.
+		run, ok := commands[name]
+		if !ok {
+			fatal(fmt.Errorf("the test binary has no command %q", name))
+		}
+		os.Exit(run(os.Args[1:]))
+	}
+	if testbed.Outside() {
+		alone()
+	}
+	inside, code, err := testbed.Enter()
+	if err != nil {
+		fatal(err)
+	}
+	if !inside {
+		os.Exit(code)
+	}
+	// Before Linux 5.11 programs and maps count against RLIMIT_MEMLOCK.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		fatal(err)
+	}
+	os.Exit(m.Run())
+}
+
+// Command is a process that runs one of the commands given to Main.
+func Command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), commandEnv+"="+name)
+	// It must not outlive the test that forgot it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// CommandEnv is what makes the test binary run a command, for those who start
+// it themselves.
+func CommandEnv(name string) string { return commandEnv + "=" + name }
+
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, "kerneltest:", err)
+	os.Exit(1)
+}
+
+// alone waits until no other package's kernel tests run, and locks them out
+// until the process ends.
+func alone() {
+	path := filepath.Join(os.TempDir(), "holdfast-kerneltest.lock")
+	lock, err := unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		fatal(fmt.Errorf("open %s: %w", path, err))
+	}
+	for {
+		err := unix.Flock(lock, unix.LOCK_EX)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, unix.EINTR) {
+			fatal(fmt.Errorf("lock %s: %w", path, err))
+		}
+	}
+}
