@@ -1,0 +1,244 @@
+package object
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+)
+
+// What can be wrong with an object, for errors.Is.
+var (
+	ErrFormat       = errors.New("not a usable BPF object")
+	ErrNoProgram    = errors.New("there is no XDP program")
+	ErrAmbiguous    = errors.New("several XDP programs fit")
+	ErrVariable     = errors.New("the global variable cannot be set")
+	ErrRunConfig    = errors.New("the run configuration is not valid")
+	ErrLicense      = errors.New("the program's license does not allow what it calls")
+	ErrBTF          = errors.New("the type information (BTF) does not do")
+	ErrVerifier     = errors.New("the kernel's verifier refused the program")
+	ErrMap          = errors.New("a map cannot be used")
+	ErrNotSupported = errors.New("this kernel cannot load it")
+	ErrPermission   = errors.New("not permitted")
+)
+
+const hintCompileBTF = "compile it with clang -g, and strip it with llvm-strip -g only"
+
+// Error is what the functions of this package return. Its text is one sentence
+// that says what is wrong and what to do; the verifier's log is in it only by
+// its last telling line.
+type Error struct {
+	Op      string // what was tried, as in "load"
+	Object  string // the object's name
+	Program string // the program's name, if it was about one
+	Err     error  // what is wrong; wraps one of the sentinels where one fits
+	Hint    string // what to do, may be empty
+
+	// VerifierLog is all that the kernel's verifier said, of as many lines as
+	// it likes; empty if it was not asked.
+	VerifierLog string
+
+	cause error
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s", e.Op, e.Object)
+	if e.Program != "" {
+		fmt.Fprintf(&b, ", program %s", e.Program)
+	}
+	fmt.Fprintf(&b, ": %s", e.Err)
+	if e.Hint != "" {
+		fmt.Fprintf(&b, "; %s", e.Hint)
+	}
+	return b.String()
+}
+
+// Unwrap gives the sentinel and the error beneath, such as the errno.
+func (e *Error) Unwrap() []error {
+	if e.cause == nil {
+		return []error{e.Err}
+	}
+	return []error{e.Err, e.cause}
+}
+
+// errorf completes an error with what was being done to which object.
+func (o *Object) errorf(op, program string, err error) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		e = &Error{Err: err}
+	}
+	e.Op, e.Object = op, o.name
+	if e.Program == "" {
+		e.Program = program
+	}
+	return e
+}
+
+// explain says in words why the kernel did not load a program or its maps. It
+// asks the kernel only after the failure, and only to tell a kernel that lacks
+// something from a mistake in the object.
+func explain(err error, p ProgramInfo, deviceBound bool) *Error {
+	e := &Error{Program: p.Name, cause: err}
+
+	var ve *ebpf.VerifierError
+	var telling string
+	if errors.As(err, &ve) {
+		e.VerifierLog = strings.Join(ve.Log, "\n")
+		telling = tellingLine(ve.Log)
+	}
+	text := err.Error()
+
+	switch {
+	case errors.Is(err, ebpf.ErrMapIncompatible):
+		e.Err = fmt.Errorf("%w: one that is there already differs from the object's: %w", ErrMap, err)
+		e.Hint = "unpin the old map, pin in another directory, or load the version of the object that made it"
+
+	case ve != nil && strings.HasPrefix(ve.Error(), "load btf"):
+		e.Err = fmt.Errorf("%w: the kernel refused it: %s", ErrBTF, orCause(telling, ve))
+		e.Hint = "compile it with an older clang, or use a newer kernel"
+
+	case strings.Contains(text, "CO-RE relocation"):
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			e.Err = fmt.Errorf("%w: the program adapts itself to the kernel's types and this kernel does not tell them", ErrBTF)
+			e.Hint = "use a kernel with CONFIG_DEBUG_INFO_BTF"
+			break
+		}
+		e.Err = fmt.Errorf("%w: the program uses a type or member that this kernel does not have: %s", ErrBTF, orCause(telling, err))
+		e.Hint = "guard the access with bpf_core_field_exists, or use a kernel that has it"
+
+	case isLicense(telling):
+		e.Err = fmt.Errorf("%w: %s", ErrLicense, telling)
+		e.Hint = `give it a GPL-compatible license, as in char _license[] SEC("license") = "GPL", or do without the call`
+
+	case isUnknownFunction(telling), strings.Contains(text, "unknown kfunc"):
+		e.Err = fmt.Errorf("%w: the program calls a function that this kernel does not offer to XDP programs: %s", ErrNotSupported, orCause(telling, err))
+		e.Hint = "use a newer kernel, or do without the call"
+
+	case p.Frags && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_HAS_FRAGS):
+		e.Err = fmt.Errorf("%w: the program is for packets of several buffers (section %s), which needs Linux 5.18", ErrNotSupported, p.Section)
+		e.Hint = `put it into SEC("xdp"), or use a newer kernel`
+
+	case deviceBound && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_DEV_BOUND_ONLY):
+		e.Err = fmt.Errorf("%w: binding a program to one device needs Linux 6.3", ErrNotSupported)
+		e.Hint = "load it unbound, or use a newer kernel"
+
+	case telling != "":
+		e.Err = fmt.Errorf("%w: %s", ErrVerifier, telling)
+		if source := sourceLine(ve.Log); source != "" {
+			e.Err = fmt.Errorf("%w, at `%s`", e.Err, source)
+		}
+		e.Hint = "correct the program; the verifier's log shows the way to that line"
+
+	case errors.Is(err, ebpf.ErrNotSupported):
+		e.Err = fmt.Errorf("%w: %w", ErrNotSupported, err)
+		e.Hint = "use a newer kernel"
+
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		e.Err = fmt.Errorf("%w to load BPF programs and maps", ErrPermission)
+		e.Hint = "run as root or with CAP_BPF and CAP_NET_ADMIN" + memlockHint()
+
+	case strings.Contains(text, "map create"):
+		e.Err = fmt.Errorf("%w: the kernel did not create it: %w", ErrMap, err)
+
+	default:
+		e.Err = fmt.Errorf("the kernel did not load it: %w", err)
+	}
+	return e
+}
+
+func orCause(telling string, err error) string {
+	if telling != "" {
+		return telling
+	}
+	return err.Error()
+}
+
+// tellingLine picks from the verifier's log the line that says what is wrong:
+// the last one that is neither a count nor the dump of a register.
+func tellingLine(log []string) string {
+	noise := []string{
+		"processed ", "verification time ", "stack depth ", "max_states_per_insn ",
+		"mark_precise: ", "insns processed ",
+	}
+	isNoise := func(line string) bool {
+		return line == "" || slices.ContainsFunc(noise, func(p string) bool { return strings.HasPrefix(line, p) })
+	}
+	// Newer kernels (7.3) explain on many lines what they have said above.
+	if i := slices.IndexFunc(log, func(line string) bool { return strings.HasPrefix(line, "Verification failed:") }); i > 0 {
+		log = log[:i]
+	}
+	for i := len(log) - 1; i >= 0; i-- {
+		line := strings.TrimSpace(log[i])
+		if isNoise(line) {
+			continue
+		}
+		// "R1 offset is outside of the packet" is only half the sentence; the
+		// line before has the other half, unless it shows an instruction
+		// ("3: (95) exit") or the source of one ("; return x;").
+		if i > 0 && isRegister(line) {
+			before := strings.TrimSpace(log[i-1])
+			if !isNoise(before) && !isInstruction(before) && !strings.HasPrefix(before, ";") {
+				return before + ": " + line
+			}
+		}
+		return line
+	}
+	return ""
+}
+
+// sourceLine is the line of C, if the object has them, that the verifier came
+// to last: "return data[13]; @ filter.c:12", before Linux 6.9 without the place.
+func sourceLine(log []string) string {
+	for i := len(log) - 1; i >= 0; i-- {
+		if source, ok := strings.CutPrefix(log[i], "; "); ok {
+			return strings.TrimSpace(source)
+		}
+	}
+	return ""
+}
+
+func isRegister(line string) bool {
+	return len(line) > 2 && line[0] == 'R' && line[1] >= '0' && line[1] <= '9'
+}
+
+func isInstruction(line string) bool {
+	digits := strings.IndexFunc(line, func(r rune) bool { return r < '0' || r > '9' })
+	return digits > 0 && line[digits] == ':'
+}
+
+func isLicense(telling string) bool {
+	return strings.Contains(telling, "GPL-restricted") || strings.Contains(telling, "non-GPL compatible")
+}
+
+func isUnknownFunction(telling string) bool {
+	return strings.HasPrefix(telling, "invalid func ") || strings.HasPrefix(telling, "unknown func ") ||
+		strings.HasPrefix(telling, "program of this type cannot use helper")
+}
+
+// haveFlag tries whether the kernel loads XDP programs with the flag.
+func haveFlag(flag uint32) bool {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.XDP,
+		AttachType:   ebpf.AttachXDP,
+		Flags:        flag,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, int32(Pass)), asm.Return()},
+	})
+	if err != nil {
+		return false
+	}
+	p.Close()
+	return true
+}
+
+func memlockHint() string {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &lim); err != nil || lim.Cur == unix.RLIM_INFINITY {
+		return ""
+	}
+	return fmt.Sprintf("; before Linux 5.11 also raise the limit of locked memory, which is %d KiB here", lim.Cur>>10)
+}

@@ -1,0 +1,337 @@
+// Package object turns one ELF file into one loaded XDP program: it picks the
+// program, sets its global variables, reads its run configuration and loads it
+// with the maps it needs and nothing else. What goes wrong on the way comes
+// back in words, see [Error].
+//
+//	o, err := object.Open("filter.o")
+//	...
+//	err = o.Set("drop_port=53")
+//	...
+//	loaded, err := o.Load(object.LoadOptions{})
+//	...
+//	defer loaded.Close()
+//	// loaded.Program is ready to be attached with package xdp.
+//
+// # Locked memory
+//
+// Before Linux 5.11 maps and programs are charged to RLIMIT_MEMLOCK, whose
+// default is far too low. The limit belongs to the process, so a library leaves
+// it alone: the main program raises it once, early, by calling
+// [github.com/cilium/ebpf/rlimit.RemoveMemlock].
+package object
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+)
+
+// MaxSize is the size in bytes of the biggest object file that is read. Real
+// ones, with all their debug information, stay below a tenth of it.
+const MaxSize = 64 << 20
+
+// An Object is a parsed ELF file. It holds nothing of the kernel and need not
+// be closed. It may be loaded any number of times. Its methods must not be
+// called from several goroutines at once.
+type Object struct {
+	name string
+	elf  [sha256.Size]byte
+	spec *ebpf.CollectionSpec
+}
+
+// Open reads the object file at path. A file that is not there is an
+// [fs.ErrNotExist], anything but a regular file that holds a BPF object for
+// this machine's byte order an [ErrFormat].
+func Open(path string) (*Object, error) {
+	// Without O_NONBLOCK opening a named pipe would wait for a writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, openError(path, err)
+	}
+	defer f.Close()
+
+	st, err := f.Stat()
+	if err != nil {
+		return nil, openError(path, err)
+	}
+	if st.IsDir() {
+		return nil, formatError(path, "it is a directory", "name the object file in it", nil)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, formatError(path, "it is not a regular file", "name an ELF file made by clang -target bpf", nil)
+	}
+	return Read(path, f)
+}
+
+// Read reads an object from r, from offset 0 to its end. The name stands for
+// the object in messages.
+func Read(name string, r io.ReaderAt) (*Object, error) {
+	b, err := io.ReadAll(io.NewSectionReader(r, 0, MaxSize+1))
+	if err != nil {
+		return nil, openError(name, err)
+	}
+	if len(b) > MaxSize {
+		return nil, formatError(name, fmt.Sprintf("it is bigger than %d MiB", MaxSize>>20), "strip it of its debug information with llvm-strip -g", nil)
+	}
+	if what, hint := checkHeader(b); what != "" {
+		return nil, formatError(name, what, hint, nil)
+	}
+
+	spec, err := parse(b)
+	switch {
+	case err == nil:
+	case errors.Is(err, btf.ErrNotFound):
+		return nil, &Error{Op: "open", Object: name, Err: fmt.Errorf("%w: %w", ErrBTF, err), Hint: hintCompileBTF, cause: err}
+	case errors.Is(err, ebpf.ErrNotSupported):
+		return nil, &Error{Op: "open", Object: name, Err: fmt.Errorf("%w: %w", ErrNotSupported, err), cause: err}
+	default:
+		return nil, formatError(name, "it is damaged, truncated or made in a way that is not understood: "+err.Error(), "compile it anew", err)
+	}
+	return &Object{name: name, elf: sha256.Sum256(b), spec: spec}, nil
+}
+
+// parse guards against panics in the ELF and BTF readers: what a client sends
+// must never bring down the process that reads it.
+func parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			spec, err = nil, fmt.Errorf("its contents contradict each other: %v", p)
+		}
+	}()
+	if err := checkSizes(b); err != nil {
+		return nil, err
+	}
+	return ebpf.LoadCollectionSpecFromReader(bytes.NewReader(b))
+}
+
+// checkSizes refuses a file whose sections, unpacked, are far bigger than the
+// file may be: a .bss of gigabytes takes no room in the file, but in memory.
+func checkSizes(b []byte) error {
+	f, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	room := uint64(2 * MaxSize)
+	for _, s := range f.Sections {
+		if s.Size > room {
+			return fmt.Errorf("its sections claim more than %d MiB", 2*MaxSize>>20)
+		}
+		room -= s.Size
+	}
+	return nil
+}
+
+// checkHeader tells in words what keeps the file from being a BPF object for
+// this machine, as far as its first bytes show.
+func checkHeader(b []byte) (what, hint string) {
+	const (
+		recompile  = "compile it with clang -target bpf -g -O2 -c"
+		headerSize = 64
+	)
+	switch {
+	case len(b) == 0:
+		return "it is empty", recompile
+	case !bytes.HasPrefix(b, []byte(elf.ELFMAG)):
+		return "it is not an ELF file", recompile
+	case len(b) < headerSize:
+		return "it is truncated within its ELF header", "copy it again"
+	case elf.Class(b[elf.EI_CLASS]) != elf.ELFCLASS64:
+		return "it is not a 64-bit ELF file", recompile
+	}
+
+	var order binary.ByteOrder = binary.LittleEndian
+	built, here, target := "little-endian", "big-endian", "bpfeb"
+	if elf.Data(b[elf.EI_DATA]) == elf.ELFDATA2MSB {
+		order = binary.BigEndian
+		built, here, target = "big-endian", "little-endian", "bpfel"
+	}
+	if one := []byte{0, 1}; order.Uint16(one) != binary.NativeEndian.Uint16(one) {
+		return fmt.Sprintf("it is for %s machines and this one is %s", built, here), "compile it with clang -target " + target
+	}
+
+	// Old versions of LLVM left the machine empty.
+	machine := elf.Machine(order.Uint16(b[18:]))
+	if machine != elf.EM_BPF && machine != elf.EM_NONE {
+		return fmt.Sprintf("it holds code for another machine (%s) instead of BPF", machine), recompile
+	}
+	return "", ""
+}
+
+// Name returns the name that the object was opened or read by.
+func (o *Object) Name() string { return o.name }
+
+// ProgramInfo describes one program of an object.
+type ProgramInfo struct {
+	Name    string // the function's name
+	Section string // the ELF section, as in SEC("xdp.frags")
+	Type    ebpf.ProgramType
+	Frags   bool // can take packets that span several buffers; needs Linux 5.18
+}
+
+func (p ProgramInfo) String() string {
+	return fmt.Sprintf("%s (section %s)", p.Name, p.Section)
+}
+
+// Programs lists all programs of the object, also those that are not for the
+// XDP hook, by name.
+func (o *Object) Programs() []ProgramInfo {
+	var all []ProgramInfo
+	for _, name := range slices.Sorted(maps.Keys(o.spec.Programs)) {
+		all = append(all, programInfo(o.spec.Programs[name]))
+	}
+	return all
+}
+
+func programInfo(p *ebpf.ProgramSpec) ProgramInfo {
+	return ProgramInfo{
+		Name:    p.Name,
+		Section: p.SectionName,
+		Type:    p.Type,
+		Frags:   p.Flags&unix.BPF_F_XDP_HAS_FRAGS != 0,
+	}
+}
+
+// Choice says which of an object's programs is meant. An empty field says
+// nothing, so the empty Choice means the only one there is.
+type Choice struct {
+	Name    string
+	Section string
+}
+
+func (c Choice) String() string {
+	var s []string
+	if c.Name != "" {
+		s = append(s, fmt.Sprintf("named %q", c.Name))
+	}
+	if c.Section != "" {
+		s = append(s, fmt.Sprintf("in section %q", c.Section))
+	}
+	return strings.Join(s, " ")
+}
+
+func (c Choice) fits(p *ebpf.ProgramSpec) bool {
+	if c.Name != "" && c.Name != p.Name || c.Section != "" && c.Section != p.SectionName {
+		return false
+	}
+	// Programs for devmaps and cpumaps are XDP programs too, but no interface
+	// takes them.
+	if p.Type == ebpf.XDP {
+		return p.AttachType == ebpf.AttachXDP
+	}
+	// Older objects have section names that say nothing of the type. Whoever
+	// picks such a program means it to be an XDP program.
+	return p.Type == ebpf.UnspecifiedProgram && c != Choice{}
+}
+
+// Program returns the one XDP program that the choice fits. If none does the
+// error is an [ErrNoProgram], if several do an [ErrAmbiguous]; both name the
+// programs there are.
+func (o *Object) Program(c Choice) (ProgramInfo, error) {
+	p, err := o.choose(c)
+	if err != nil {
+		return ProgramInfo{}, o.errorf("choose a program of", "", err)
+	}
+	return programInfo(p), nil
+}
+
+func (o *Object) choose(c Choice) (*ebpf.ProgramSpec, error) {
+	var fit, xdp []*ebpf.ProgramSpec
+	for _, name := range slices.Sorted(maps.Keys(o.spec.Programs)) {
+		p := o.spec.Programs[name]
+		if c.fits(p) {
+			fit = append(fit, p)
+		}
+		if (Choice{}).fits(p) {
+			xdp = append(xdp, p)
+		}
+	}
+	switch {
+	case len(fit) == 1:
+		return fit[0], nil
+	case len(fit) > 1:
+		return nil, &Error{
+			Err:  fmt.Errorf("%w: %s", ErrAmbiguous, list(fit)),
+			Hint: "choose one by its name",
+		}
+	case len(xdp) > 0:
+		return nil, &Error{
+			Err:  fmt.Errorf("%w %s, but %s", ErrNoProgram, c, list(xdp)),
+			Hint: "choose one of these",
+		}
+	case len(o.spec.Programs) > 0:
+		return nil, &Error{
+			Err:  fmt.Errorf("%w, only %s", ErrNoProgram, o.listTypes()),
+			Hint: `put the program into SEC("xdp"), or choose it by name if its section says nothing of its type`,
+		}
+	}
+	return nil, &Error{
+		Err:  fmt.Errorf("%w, nor any other", ErrNoProgram),
+		Hint: `put the program into SEC("xdp")`,
+	}
+}
+
+func list(ps []*ebpf.ProgramSpec) string {
+	var s []string
+	for _, p := range ps {
+		s = append(s, programInfo(p).String())
+	}
+	return strings.Join(s, ", ")
+}
+
+func (o *Object) listTypes() string {
+	var s []string
+	for _, p := range o.Programs() {
+		s = append(s, fmt.Sprintf("%s (section %s, type %s)", p.Name, p.Section, p.Type))
+	}
+	return strings.Join(s, ", ")
+}
+
+// digest identifies what a load of the program puts into the kernel: the file,
+// the program and the values of all variables. Equal digests mean equal
+// programs, however they were asked for.
+func (o *Object) digest(program string) string {
+	h := sha256.New()
+	h.Write(o.elf[:])
+	field := func(b []byte) {
+		// The length keeps neighbouring fields apart.
+		_ = binary.Write(h, binary.LittleEndian, uint64(len(b)))
+		h.Write(b)
+	}
+	field([]byte(program))
+	for _, name := range slices.Sorted(maps.Keys(o.spec.Variables)) {
+		field([]byte(name))
+		field(o.spec.Variables[name].Value)
+	}
+	return fmt.Sprintf("%x", h.Sum(nil))
+}
+
+func openError(name string, err error) error {
+	e := &Error{Op: "open", Object: name, cause: err}
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err // The path stands in the message already.
+	}
+	e.Err = err
+	if errors.Is(err, fs.ErrPermission) {
+		e.Err = fmt.Errorf("%w: %w", ErrPermission, err)
+		e.Hint = "make the file readable for this user"
+	}
+	return e
+}
+
+func formatError(name, what, hint string, cause error) error {
+	return &Error{Op: "open", Object: name, Err: fmt.Errorf("%w: %s", ErrFormat, what), Hint: hint, cause: cause}
+}
