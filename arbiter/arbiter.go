@@ -1,0 +1,167 @@
+// Package arbiter decides who may hold a hook, and remembers what the kernel
+// does not: the name and the owner of each permanent attachment.
+//
+// Its state is a bpffs of its own, mode 0700. Each permanent attachment has a
+// directory there, named by network namespace and interface index:
+//
+//	/run/holdfast/bpf/c4-17/link         the pinned link; not for shared hooks
+//	/run/holdfast/bpf/c4-17/record       a map with what the kernel does not know
+//	/run/holdfast/bpf/c4-17/array_81_0   program arrays of program 81, which
+//	                                     the kernel would empty otherwise
+//
+// Pinning the link is what makes an attachment permanent, in one step. All else
+// is written before, or can be told from the kernel: a process that is killed
+// anywhere leaves what the next one completes or removes. Nothing is kept in
+// files, so nothing survives a reboot, as no attachment does.
+//
+// Every change is made under a lock on the directory, and no program is loaded
+// under it.
+package arbiter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/bpffs"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// DefaultDir is where the state lies.
+const DefaultDir = "/run/holdfast/bpf"
+
+// DefaultLockTimeout is how long a change waits for others.
+const DefaultLockTimeout = 10 * time.Second
+
+// ErrLockTimeout says that others changed something for longer than the caller
+// would wait.
+var ErrLockTimeout = bpffs.ErrLockTimeout
+
+// Arbiter is an open state directory.
+type Arbiter struct {
+	root    *bpffs.Root // nil where there is none yet
+	timeout time.Duration
+	log     func(msg string, args ...any)
+}
+
+// Options say where the state is.
+type Options struct {
+	// Dir is a directory where a bpffs is mounted, or will be. The default is
+	// DefaultDir in the mount namespace of process 1: a private one, such as
+	// that of `ip netns exec`, would take all that is pinned with it.
+	Dir string
+	// LockTimeout is how long a change waits for the lock, DefaultLockTimeout
+	// where it is 0.
+	LockTimeout time.Duration
+	// Log is told what was found and mended, as slog.Info would be.
+	Log func(msg string, args ...any)
+}
+
+// Open opens the state for changes, and mounts the bpffs where there is none.
+// The caller closes it. It needs CAP_SYS_ADMIN.
+func Open(o Options) (*Arbiter, error) { return open(o, bpffs.Mount) }
+
+// OpenReadOnly opens the state for looking: where there is none it is empty,
+// and stays so.
+func OpenReadOnly(o Options) (*Arbiter, error) {
+	a, err := open(o, bpffs.Open)
+	if errors.Is(err, bpffs.ErrNoBPFFS) {
+		return newArbiter(o, nil), nil
+	}
+	return a, err
+}
+
+// Stateless is for those who may not read the state: it shows what the kernel
+// shows, and knows nothing of names and owners. It can't change anything.
+func Stateless(o Options) *Arbiter { return newArbiter(o, nil) }
+
+func newArbiter(o Options, root *bpffs.Root) *Arbiter {
+	a := &Arbiter{root: root, timeout: o.LockTimeout, log: o.Log}
+	if a.timeout == 0 {
+		a.timeout = DefaultLockTimeout
+	}
+	if a.log == nil {
+		a.log = func(string, ...any) {}
+	}
+	return a
+}
+
+func open(o Options, how func(string) (*bpffs.Root, error)) (*Arbiter, error) {
+	var root *bpffs.Root
+	find := func(dir string) func() error {
+		return func() (err error) {
+			root, err = how(dir)
+			return err
+		}
+	}
+	var err error
+	if o.Dir == "" || o.Dir == DefaultDir {
+		o.Dir = DefaultDir
+		err = bpffs.InHostMounts(find(DefaultDir))
+	} else {
+		err = find(o.Dir)()
+	}
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return nil, &xdp.Error{
+			Op: "open state", Hook: o.Dir, Err: xdp.ErrPermission, Detail: err.Error(),
+			Hint: "permanent attachments need root; `holdfast run` does not keep state",
+		}
+	case err != nil:
+		return nil, fmt.Errorf("open state: %w", err)
+	}
+	return newArbiter(o, root), nil
+}
+
+// Close closes the state. It changes nothing.
+func (a *Arbiter) Close() error {
+	if a.root == nil {
+		return nil
+	}
+	return a.root.Close()
+}
+
+// locked is the proof that the caller holds the lock: what changes state takes
+// one.
+type locked struct{ lock *bpffs.Lock }
+
+func (l locked) unlock() { l.lock.Unlock() }
+
+func (a *Arbiter) lock(ctx context.Context) (locked, error) {
+	lock, err := a.root.Lock(ctx, a.timeout)
+	if errors.Is(err, ErrLockTimeout) {
+		err = fmt.Errorf("%w: others have been changing what Holdfast attached for %s; try again, or wait longer with --lock-timeout", ErrLockTimeout, a.timeout)
+	}
+	return locked{lock}, err
+}
+
+// HeldError is a conflict with an attachment that Holdfast made.
+type HeldError struct {
+	// Err is the conflict.
+	Err *xdp.Error
+	// Record is what Holdfast knows of the rival.
+	Record Record
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("%s; Holdfast attached it: %s", e.Err, e.Record)
+}
+
+// Unwrap returns the conflict.
+func (e *HeldError) Unwrap() error { return e.Err }
+
+// Acknowledge is called once whoever asked has been told that the change is
+// made. Until then the same request, made again because its process was
+// killed, succeeds; afterwards it is a new request.
+type Acknowledge func() error
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,378 @@
+package arbiter
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/object"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// entry is one directory of the state, as it was read.
+type entry struct {
+	key string
+	// err is why the entry can't be understood. Such an entry is another
+	// Holdfast's, or somebody else's: it is left alone.
+	err    error
+	record Record
+	// recordErr is errNoRecord where there is none.
+	recordErr error
+	// link is what is pinned as the link, nil where there is none.
+	link *xdp.LinkInfo
+	// arrays are the names of pinned program arrays.
+	arrays []string
+}
+
+const (
+	linkPin     = "link"
+	recordPin   = "record"
+	arrayPrefix = "array_"
+	// movedPrefix starts the key of an attachment whose interface went to
+	// another namespace while one with its index came to the old.
+	movedPrefix = "moved-"
+)
+
+// isKey matches what key and moveAside make.
+var isKey = regexp.MustCompile(`^(?:[ci][0-9]+-[0-9]+(?:-offload)?|moved-[0-9]+)$`)
+
+// hookKey names a hook's directory.
+func hookKey(h *xdp.Hook) string { return key(h.Namespace().ID(), h.Index(), h.Mode()) }
+
+func key(namespaceID string, index int, mode xdp.Mode) string {
+	key := fmt.Sprintf("%s-%d", namespaceID, index)
+	if mode == xdp.Offload {
+		key += "-offload" // which can be there beside native or generic
+	}
+	return key
+}
+
+// in tells whether the entry was made in the namespace of that id.
+func (e *entry) in(namespaceID string) bool { return strings.HasPrefix(e.key, namespaceID+"-") }
+
+// read reads all entries.
+func (a *Arbiter) read() ([]*entry, error) {
+	if a.root == nil {
+		return nil, nil
+	}
+	dirs, err := os.ReadDir(a.root.Path())
+	if err != nil {
+		return nil, fmt.Errorf("read the state: %w", err)
+	}
+	var entries []*entry
+	for _, d := range dirs {
+		if !d.IsDir() || !isKey.MatchString(d.Name()) {
+			continue // iproute2 makes directories in whichever bpffs it finds
+		}
+		e, err := a.readEntry(d.Name())
+		if errors.Is(err, os.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if errors.Is(err, errNotOurs) {
+			a.log("left alone what this Holdfast did not make", "entry", d.Name(), "error", err)
+			e, err = &entry{key: d.Name(), err: err}, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
+
+func (a *Arbiter) readEntry(key string) (*entry, error) {
+	names, err := os.ReadDir(a.root.Path(key))
+	if err != nil {
+		return nil, fmt.Errorf("read the state: %w", err)
+	}
+	e := &entry{key: key, recordErr: errNoRecord}
+	for _, n := range names {
+		switch name := n.Name(); {
+		case name == recordPin:
+			e.record, e.recordErr = readRecord(a.root.Path(key, recordPin))
+			if errors.Is(e.recordErr, os.ErrNotExist) {
+				e.recordErr = errNoRecord
+			} else if e.recordErr != nil {
+				return nil, a.notOurs(key, e.recordErr)
+			}
+		case name == linkPin:
+			l, err := xdp.OpenPinned(a.root.Path(key, linkPin))
+			if errors.Is(err, xdp.ErrNotFound) {
+				continue
+			}
+			if errors.Is(err, xdp.ErrInvalid) {
+				return nil, a.notOurs(key, errors.New("what is pinned as the link is no XDP link"))
+			}
+			if err != nil {
+				return nil, err
+			}
+			info, err := l.Info()
+			l.Close()
+			if err != nil {
+				return nil, err
+			}
+			e.link = &info
+		case strings.HasPrefix(name, arrayPrefix):
+			e.arrays = append(e.arrays, name)
+		}
+	}
+	return e, nil
+}
+
+// errNotOurs says that an entry has what this Holdfast does not put there.
+var errNotOurs = errors.New("not made by this version of Holdfast, and left alone")
+
+func (a *Arbiter) notOurs(key string, why error) error {
+	return fmt.Errorf("state in %s: %w: %w; use the Holdfast that made it, or remove it by hand",
+		filepath.Join(a.root.Name, key), errNotOurs, why)
+}
+
+// find returns the entry of what is attached at the hook, or nil if Holdfast
+// did not attach it, or nothing is. A link is found by its id, wherever its
+// interface went; the hook's own directory settles what ids leave open.
+func find(entries []*entry, key string, at *xdp.Attachment) *entry {
+	if at == nil {
+		return nil
+	}
+	var fitting []*entry
+	for _, e := range entries {
+		if !e.fits(at) {
+			continue
+		}
+		if e.key == key || at.LinkID != 0 {
+			return e
+		}
+		fitting = append(fitting, e)
+	}
+	if len(fitting) == 1 {
+		return fitting[0]
+	}
+	return nil
+}
+
+// fits tells whether the entry can be the one of the attachment.
+func (e *entry) fits(at *xdp.Attachment) bool {
+	switch {
+	case e.err != nil:
+		return false
+	case at.Held == xdp.HeldByNetlink:
+		return e.link == nil && e.recordErr == nil && e.record.Held == xdp.HeldByNetlink &&
+			(e.record.ProgramID == at.Program.ID || e.record.Pending != nil && e.record.Pending.ProgramID == at.Program.ID)
+	case e.link == nil:
+		return false
+	case at.LinkID != 0:
+		return e.link.ID == at.LinkID
+	default:
+		return e.link.ProgramID == at.Program.ID
+	}
+}
+
+// dead tells why nothing is attached by the entry any more, or "". at is what
+// is attached at the entry's own hook, nil where that is nothing or unknown.
+func (e *entry) dead(at *xdp.Attachment) string {
+	switch {
+	case e.err != nil:
+		return ""
+	case e.link != nil && e.link.Defunct():
+		return "its interface is gone, or somebody detached the link by force"
+	case e.link != nil:
+		return ""
+	case e.recordErr != nil:
+		return "it was never attached"
+	case e.record.Held == xdp.HeldByLink:
+		return "its link is no longer pinned"
+	case at == nil:
+		return "the program is no longer attached"
+	case !e.fits(at):
+		return "another program is attached now"
+	}
+	return ""
+}
+
+// removeEntry takes a directory away. What its link attaches is detached.
+func (a *Arbiter) removeEntry(l locked, e *entry) error {
+	if e.link != nil {
+		if err := a.detachLink(l, e); err != nil {
+			return err
+		}
+	}
+	return a.removeRest(e)
+}
+
+// detachLink detaches the entry's link and removes its pins.
+func (a *Arbiter) detachLink(_ locked, e *entry) error {
+	if err := a.removePersistAs(e); err != nil {
+		return err
+	}
+	pin := a.root.Path(e.key, linkPin)
+	l, err := xdp.OpenPinned(pin)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	// The pin goes first: killed before the detach, the process drops the
+	// link's last descriptor.
+	if err := remove(pin); err != nil {
+		return err
+	}
+	return l.Detach()
+}
+
+// removeRest removes what says nothing any more without link.
+func (a *Arbiter) removeRest(e *entry) error {
+	for _, name := range append(e.arrays, recordPin) {
+		if err := remove(a.root.Path(e.key, name)); err != nil {
+			return err
+		}
+	}
+	return remove(a.root.Path(e.key))
+}
+
+// removePersistAs removes the second pin.
+func (a *Arbiter) removePersistAs(e *entry) error {
+	if !e.secondPin() {
+		return nil
+	}
+	return remove(e.record.PersistAs)
+}
+
+// secondPin tells whether the second pin is there, as this link's: it may have
+// been removed, replaced by something else, or not be visible from here.
+func (e *entry) secondPin() bool {
+	if e.recordErr != nil || e.record.PersistAs == "" || e.link == nil {
+		return false
+	}
+	l, err := xdp.OpenPinned(e.record.PersistAs)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	return err == nil && info.ID == e.link.ID
+}
+
+// settle completes or removes what a killed process left of the entry, after
+// reading what its hook has now. It returns nil where the entry is gone.
+func (a *Arbiter) settle(l locked, e *entry, at *xdp.Attachment) (*entry, error) {
+	if why := e.dead(at); why != "" {
+		a.log("removed a stale entry", "entry", e.key, "name", e.record.Name, "why", why)
+		return nil, a.removeEntry(l, e)
+	}
+	if p := e.record.Pending; p.abandoned() && e.programID(at) == p.ProgramID {
+		// The program is in place, so the change was made.
+		e.record.ProgramID, e.record.Digest = p.ProgramID, p.Digest
+	}
+	if err := a.removeArrays(l, e, e.programID(at)); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *entry) programID(at *xdp.Attachment) uint32 {
+	switch {
+	case e.link != nil:
+		return e.link.ProgramID
+	case at != nil:
+		return at.Program.ID
+	}
+	return 0
+}
+
+// pinArrays keeps the program arrays of a program alive.
+func (a *Arbiter) pinArrays(_ locked, key string, p *object.Loaded, id uint32) error {
+	for i, name := range p.ProgramArrays() {
+		path := a.root.Path(key, fmt.Sprintf("%s%d_%d", arrayPrefix, id, i))
+		if err := kernel.Pin(kernel.FD(p.Maps[name].FD()), path); err != nil {
+			return fmt.Errorf("pin program array %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// removeArrays unpins the program arrays of all programs but one.
+func (a *Arbiter) removeArrays(_ locked, e *entry, keep uint32) error {
+	prefix := arrayPrefix + strconv.FormatUint(uint64(keep), 10) + "_"
+	var kept []string
+	for _, name := range e.arrays {
+		if strings.HasPrefix(name, prefix) {
+			kept = append(kept, name)
+			continue
+		}
+		if err := remove(a.root.Path(e.key, name)); err != nil {
+			return err
+		}
+	}
+	e.arrays = kept
+	return nil
+}
+
+func (a *Arbiter) writeRecord(_ locked, e *entry) error {
+	return updateRecord(a.root.Path(e.key, recordPin), e.record)
+}
+
+// hookState is what a change finds at its hook.
+type hookState struct {
+	// at is what is attached, nil where that is nothing.
+	at *xdp.Attachment
+	// entry is Holdfast's entry of it, nil where Holdfast did not attach it.
+	entry *entry
+	// detached tells that a detach was begun here, by a process that was
+	// killed before it could say so, and has been completed.
+	detached bool
+}
+
+// here reads what is attached at the hook, and completes or removes what a
+// killed process left there.
+func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
+	entries, err := a.read()
+	if err != nil {
+		return hookState{}, err
+	}
+	state, err := h.Query()
+	if err != nil {
+		return hookState{}, err
+	}
+	s := hookState{at: state.At(h.Mode())}
+	if s.at == nil && h.Mode() != xdp.Offload {
+		s.at = state.At(xdp.Auto) // in the other mode, it is in the way just the same
+	}
+	key := hookKey(h)
+	s.entry = find(entries, key, s.at)
+	for _, e := range entries {
+		if e.key != key || e == s.entry {
+			continue
+		}
+		if e.err != nil {
+			return s, e.err
+		}
+		// The directory is of something that is not at this hook any more.
+		if e.dead(s.at) == "" {
+			if err := a.moveAside(l, e); err != nil {
+				return s, err
+			}
+			continue
+		}
+		s.detached = e.record.Pending.abandoned() && e.record.Pending.Op == opDetach
+		if _, err := a.settle(l, e, s.at); err != nil {
+			return s, err
+		}
+	}
+	if s.entry != nil {
+		s.entry, err = a.settle(l, s.entry, s.at)
+	}
+	if s.entry == nil && s.at != nil && s.at.Held == xdp.HeldByLink && s.at.LinkID == 0 && len(entries) > 0 {
+		a.log("can't tell which link holds the hook: links of several namespaces look alike", "hook", h)
+	}
+	return s, err
+}
+
+// moveAside frees a key whose attachment lives on elsewhere.
+func (a *Arbiter) moveAside(_ locked, e *entry) error {
+	a.log("an attachment moved with its interface", "entry", e.key, "name", e.record.Name)
+	return os.Rename(a.root.Path(e.key), a.root.Path(movedPrefix+strconv.FormatUint(uint64(e.link.ID), 10)))
+}
