@@ -1,0 +1,195 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/features"
+	"github.com/holdfast-bpf/holdfast/internal/procfs"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares with testdata/NAME.golden.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("not as in %s, which `go test ./internal/cli -update` writes anew (-want +got):\n%s", path, diff)
+	}
+}
+
+// printed is what the function prints in that format.
+func printed(t *testing.T, format string, print func(*app) error) []byte {
+	t.Helper()
+	// Tables have local times.
+	local := time.Local
+	time.Local = time.FixedZone("", 2*60*60)
+	defer func() { time.Local = local }()
+	var out bytes.Buffer
+	a := &app{env: Env{Stdout: &out}, log: slog.New(slog.DiscardHandler), output: format}
+	if err := print(a); err != nil {
+		t.Fatal(err)
+	}
+	if format == "json" {
+		var e struct {
+			Version int
+			Kind    string
+			Result  json.RawMessage
+		}
+		if err := json.Unmarshal(out.Bytes(), &e); err != nil || e.Version != 1 || e.Kind == "" || len(e.Result) == 0 {
+			t.Errorf("not a result of version 1: %v: %s", err, out.Bytes())
+		}
+	}
+	return out.Bytes()
+}
+
+var (
+	loadedAt   = time.Date(2026, 3, 1, 7, 59, 58, 0, time.UTC)
+	attachedAt = time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC)
+
+	// One of each kind that there is.
+	permanent = arbiter.Status{
+		NamespaceID: "c1", Interface: "eth0", Index: 2,
+		Attachment: xdp.Attachment{
+			Mode:    xdp.Native,
+			Program: xdp.Program{ID: 42, Name: "filter", Tag: "e9a407dacc323ba6", LoadedAt: loadedAt},
+			Held:    xdp.HeldByLink, LinkID: 7, Pins: []string{"/run/holdfast/bpf/c1-2/link"},
+		},
+		Name: "ddos <1>", Since: attachedAt, Lifetime: arbiter.Permanent, Entry: "c1-2",
+		Owner: &arbiter.Owner{
+			UID: 0, GID: 0, Process: procfs.Process{PID: 815, Start: 123456},
+			Exe: "/usr/bin/holdfast", Comm: "holdfast", Cgroup: "/system.slice/ddos.service",
+		},
+	}
+	shared = arbiter.Status{
+		NamespaceID: "c1", Interface: "eth1", Index: 3,
+		Attachment: xdp.Attachment{
+			Mode: xdp.Generic, Program: xdp.Program{ID: 43, Name: "sample", Tag: "614b434cd8324ecc", LoadedAt: loadedAt},
+			Held: xdp.HeldByNetlink,
+		},
+		Since: loadedAt, SinceLoad: true, Lifetime: arbiter.Permanent,
+	}
+	heldByTwo = arbiter.Status{
+		Namespace: "blue", NamespaceID: "c4097", Interface: "eth0", Index: 2,
+		Attachment: xdp.Attachment{
+			Mode: xdp.Native, Program: xdp.Program{ID: 44, Name: "count", Tag: "0123456789abcdef", LoadedAt: loadedAt, UID: 1000},
+			Held: xdp.HeldByLink, LinkID: 8, Pins: []string{"/sys/fs/bpf/theirs"},
+			Holders: []xdp.Holder{{PID: 900, Comm: "collector"}, {PID: 901, Comm: "collector"}},
+		},
+		Since: loadedAt, SinceLoad: true, Lifetime: arbiter.Held,
+	}
+	unreadable = arbiter.Status{
+		Namespace: "/proc/950/ns/net", NamespaceID: "c4098", Interface: "veth1", Index: 9,
+		Attachment: xdp.Attachment{Mode: xdp.Native, Program: xdp.Program{ID: 45}, Held: xdp.HeldUnknown},
+		Lifetime:   arbiter.Unknown,
+	}
+	defunct = arbiter.Status{
+		Interface: "veth7",
+		Attachment: xdp.Attachment{
+			Program: xdp.Program{ID: 46}, Held: xdp.HeldByLink, LinkID: 9, Pins: []string{"/run/holdfast/bpf/c1-17/link"},
+		},
+		Name: "gone", Since: attachedAt, Lifetime: arbiter.Defunct, Entry: "c1-17",
+		Owner: &arbiter.Owner{UID: 1000, GID: 1000, Process: procfs.Process{PID: 816, Start: 123457}, Exe: "/opt/agent"},
+	}
+	everything = []arbiter.Status{defunct, permanent, shared, heldByTwo, unreadable}
+)
+
+func TestStatusIsPrintedAsItWas(t *testing.T) {
+	status := func(a *app) error { return a.printStatus(everything, true) }
+	golden(t, "status.json", printed(t, "json", status))
+	golden(t, "status.table", printed(t, "table", status))
+	golden(t, "status-here.table", printed(t, "table", func(a *app) error {
+		return a.printStatus([]arbiter.Status{permanent, shared}, false)
+	}))
+	nothing := func(a *app) error { return a.printStatus([]arbiter.Status{}, false) }
+	golden(t, "status-empty.json", printed(t, "json", nothing))
+	if out := printed(t, "table", nothing); len(out) > 0 {
+		t.Errorf("a table of nothing is %q", out)
+	}
+}
+
+func TestAnAttachmentIsPrintedAsItWas(t *testing.T) {
+	for name, s := range map[string]arbiter.Status{"attachment": permanent, "attachment-held": heldByTwo, "attachment-shared": shared} {
+		attachment := func(a *app) error { return a.printAttachment(&s, "attached", xdp.Auto) }
+		golden(t, name+".json", printed(t, "json", attachment))
+		golden(t, name+".table", printed(t, "table", attachment))
+	}
+}
+
+func TestADetachmentIsPrintedAsItWas(t *testing.T) {
+	detached := func(a *app) error { return a.printDetachment("blue", "eth0", 2) }
+	golden(t, "detached.json", printed(t, "json", detached))
+	golden(t, "detached.table", printed(t, "table", detached))
+}
+
+func TestGCIsPrintedAsItWas(t *testing.T) {
+	stale := []arbiter.Stale{
+		{Entry: "c1-17", Name: "gone", Interface: "veth7", Why: "its interface is gone, or somebody detached the link by force"},
+		{Entry: "c1-18", Why: "it was never completed"},
+	}
+	gc := func(a *app) error { return a.printGC(stale, true) }
+	golden(t, "gc.json", printed(t, "json", gc))
+	golden(t, "gc.table", printed(t, "table", gc))
+	nothing := func(a *app) error { return a.printGC([]arbiter.Stale{}, false) }
+	golden(t, "gc-empty.json", printed(t, "json", nothing))
+	if out := printed(t, "table", nothing); len(out) > 0 {
+		t.Errorf("a table of nothing is %q", out)
+	}
+}
+
+func TestFeaturesArePrintedAsTheyWere(t *testing.T) {
+	found := []features.Feature{
+		{Name: "link", About: "a link holds the hook", Supported: features.Yes, How: features.Tried, Since: "5.9"},
+		{Name: "freplace", About: "members in a running dispatcher", Supported: features.No, How: features.Tried, Since: "5.10", Reason: "the kernel refused: operation not permitted"},
+		{Name: "redirect", About: "programs can redirect packets to elsewhere", Supported: features.Unknown, How: features.NotTried, Since: "6.3"},
+	}
+	kernel := func(a *app) error { return a.printKernel(found) }
+	golden(t, "features.json", printed(t, "json", kernel))
+	golden(t, "features.table", printed(t, "table", kernel))
+	device := features.Device{
+		State: xdp.State{
+			Interface:   xdp.Interface{Name: "veth1", Index: 9, MTU: 1500, Kind: "veth"},
+			Attachments: []xdp.Attachment{heldByTwo.Attachment},
+		},
+		MaxMTU: 3506, Features: found,
+	}
+	golden(t, "features-interface.json", printed(t, "json", func(a *app) error { return a.printDevice(device) }))
+	golden(t, "features-interface.table", printed(t, "table", func(a *app) error { return a.printDevice(device) }))
+}
+
+func TestVersionsArePrintedAsTheyWere(t *testing.T) {
+	v := func(a *app) error { return a.printVersions(versions{"v0.1.0", "go1.26.0", "6.12.0"}) }
+	golden(t, "version.json", printed(t, "json", v))
+	golden(t, "version.table", printed(t, "table", v))
+}
+
+func TestVersionTellsWhatRuns(t *testing.T) {
+	code, out, errOut := holdfast("version", "-o", "json")
+	var e struct{ Result versions }
+	if err := json.Unmarshal([]byte(out), &e); code != exitDone || err != nil || errOut != "" {
+		t.Fatalf("exit code %d, %v, stdout %q, stderr %q", code, err, out, errOut)
+	}
+	if e.Result.Holdfast == "" || e.Result.Go == "" || e.Result.Kernel == "" || e.Result.Kernel == "unknown" {
+		t.Errorf("%+v is not all", e.Result)
+	}
+}

@@ -1,0 +1,101 @@
+package cli
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/holdfast-bpf/holdfast"
+
+// What must never creep into a package, and why. A package is named with all
+// that it imports, so a new one between two others is noticed, too.
+var unwanted = []struct {
+	packages []string
+	imports  []string
+	why      string
+}{
+	{
+		packages: []string{"xdp", "object", "arbiter", "features"},
+		imports:  []string{"github.com/spf13/cobra", "github.com/spf13/pflag"},
+		why:      "a library does not bring a command line along",
+	},
+	{
+		packages: []string{"xdp", "object", "arbiter", "features", "cmd/holdfast"},
+		imports:  []string{"gonum.org", "codeberg.org/go-fonts", "git.sr.ht/~sbinet"},
+		why:      "plots are for bench",
+	},
+	{
+		packages: []string{"xdp", "object", "arbiter", "features", "cmd/holdfast"},
+		imports:  []string{"github.com/prometheus"},
+		why:      "metrics are for the daemon",
+	},
+	{
+		packages: []string{"xdp", "object", "arbiter", "features", "cmd/holdfast"},
+		imports: []string{
+			"testing", "github.com/google/go-cmp", "pgregory.net/rapid", "github.com/rogpeppe/go-internal",
+			module + "/internal/kerneltest", module + "/internal/testbed", module + "/internal/vm",
+		},
+		why: "tests and their fixtures are not for machines that run Holdfast",
+	},
+	{
+		packages: []string{"xdp", "object", "arbiter", "features"},
+		imports:  []string{module + "/internal/cli", module + "/cmd"},
+		why:      "imports go down only",
+	},
+	{
+		packages: []string{"xdp", "object"},
+		imports:  []string{module + "/arbiter", module + "/internal/bpfprog"},
+		why:      "who attaches one program needs neither state nor our own programs",
+	},
+	{
+		packages: []string{"object"},
+		imports:  []string{module + "/xdp", "github.com/mdlayher"},
+		why:      "an object knows nothing of interfaces",
+	},
+	{
+		packages: []string{"cmd/holdfast"},
+		imports:  []string{"net/http", "crypto/tls", "C", "runtime/cgo"},
+		why:      "the command speaks to the kernel only, and is one small static binary",
+	},
+}
+
+func TestNothingUnwantedIsImported(t *testing.T) {
+	known := map[string]map[string]bool{}
+	for _, c := range unwanted {
+		for _, p := range c.packages {
+			if known[p] == nil {
+				known[p] = dependencies(t, module+"/"+p)
+			}
+			for dep := range known[p] {
+				for _, i := range c.imports {
+					if dep == i || strings.HasPrefix(dep, i+"/") {
+						t.Errorf("%s comes with %s: %s", p, dep, c.why)
+					}
+				}
+			}
+		}
+	}
+}
+
+// dependencies are all packages that are linked in with one.
+func dependencies(t *testing.T, path string) map[string]bool {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-deps", path)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	var errOut strings.Builder
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list -deps %s: %v: %s", path, err, errOut.String())
+	}
+	deps := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		deps[strings.TrimSpace(line)] = true
+	}
+	if !deps[path] || !deps["github.com/cilium/ebpf"] {
+		t.Fatalf("go list -deps %s does not name what is surely in it: %v", path, deps)
+	}
+	return deps
+}

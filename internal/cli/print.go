@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// envelope is around every JSON result. Fields are added to a version; they
+// never change their meaning or go.
+type envelope struct {
+	Version int    `json:"version"`
+	Kind    string `json:"kind"`
+	Result  any    `json:"result"`
+}
+
+const envelopeVersion = 1
+
+func (a *app) json() bool { return a.output == "json" }
+
+func (a *app) printJSON(kind string, result any) error {
+	e := json.NewEncoder(a.env.Stdout)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(envelope{envelopeVersion, kind, result})
+}
+
+// printAt says what was done at the hook, and what is there now.
+func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, done string) error {
+	s, err := state.At(h)
+	if err != nil {
+		return err
+	}
+	if s == nil {
+		return &xdp.Error{
+			Op: "look at", Hook: h.String(), Err: xdp.ErrConflict,
+			Detail: "the program was " + done + ", and somebody has detached it since",
+		}
+	}
+	return a.printAttachment(s, done, h.Mode())
+}
+
+func (a *app) printAttachment(s *arbiter.Status, done string, asked xdp.Mode) error {
+	if asked == xdp.Auto && s.Mode == xdp.Generic {
+		a.log.Info("the driver has no native mode, so the program runs in generic mode, which is slower", "interface", s.Interface)
+	}
+	if a.json() {
+		return a.printJSON("attachment", s)
+	}
+	_, err := fmt.Fprintf(a.env.Stdout, "%s %s: program %d %q, mode %s, %s, %s\n",
+		done, s.Interface, s.Program.ID, s.Program.Name, s.Mode, heldText(s), s.Lifetime)
+	return err
+}
+
+func heldText(s *arbiter.Status) string {
+	switch {
+	case s.Held == xdp.HeldByLink && s.LinkID != 0:
+		return fmt.Sprintf("owned by link %d", s.LinkID)
+	case s.Held == xdp.HeldByLink:
+		return "owned by a link"
+	case s.Held == xdp.HeldByNetlink:
+		return "shared (netlink)"
+	}
+	return "held in a way that can't be told without CAP_NET_ADMIN"
+}
+
+func (a *app) printDetached(h *xdp.Hook) error {
+	return a.printDetachment(h.Namespace().Spec(), h.Name(), h.Index())
+}
+
+func (a *app) printDetachment(namespace, name string, index int) error {
+	if a.json() {
+		return a.printJSON("detached", map[string]any{"netns": namespace, "interface": name, "ifindex": index})
+	}
+	_, err := fmt.Fprintf(a.env.Stdout, "detached %s\n", name)
+	return err
+}
+
+// withRecord adds what Holdfast knows of the rival to a conflict.
+func (a *app) withRecord(h *xdp.Hook, err error) error {
+	var conflict *xdp.Error
+	if !errors.Is(err, xdp.ErrConflict) || !errors.As(err, &conflict) {
+		return err
+	}
+	state, openErr := arbiter.OpenReadOnly(a.stateOptions())
+	if openErr != nil {
+		return err
+	}
+	defer state.Close()
+	return state.Explain(h, conflict)
+}
+
+// table prints rows in columns. On a terminal it fits them into its width by
+// shortening the widest cells; elsewhere nothing is shortened.
+func (a *app) table(head []string, rows [][]string) {
+	writeTable(a.env.Stdout, head, rows, terminalWidth(a.env.Stdout))
+}
+
+// terminalWidth is 0 where it is no terminal.
+func terminalWidth(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
+}
+
+const columnGap = "  "
+
+func writeTable(w io.Writer, head []string, rows [][]string, width int) {
+	all := [][]string{head}
+	for _, row := range rows {
+		line := make([]string, len(row))
+		for i, cell := range row {
+			line[i] = strings.Map(printable, cell)
+		}
+		all = append(all, line)
+	}
+	widths := make([]int, len(head))
+	for _, row := range all {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	if width > 0 {
+		shrink(widths, head, width-len(columnGap)*(len(head)-1))
+	}
+	for _, row := range all {
+		var line strings.Builder
+		for i, cell := range row {
+			if i > 0 {
+				line.WriteString(columnGap)
+			}
+			cell = shorten(cell, widths[i])
+			line.WriteString(cell + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)))
+		}
+		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+	}
+}
+
+// printable keeps names that others chose, such as those of processes, from
+// breaking the table or talking to the terminal.
+func printable(r rune) rune {
+	if !unicode.IsPrint(r) {
+		return unicode.ReplacementChar
+	}
+	return r
+}
+
+// shrink takes from the widest column, again and again, but never below its
+// heading.
+func shrink(widths []int, head []string, total int) {
+	for {
+		sum, widest := 0, -1
+		for i, w := range widths {
+			sum += w
+			if w > utf8.RuneCountInString(head[i]) && (widest < 0 || w > widths[widest]) {
+				widest = i
+			}
+		}
+		if sum <= total || widest < 0 {
+			return
+		}
+		widths[widest]--
+	}
+}
+
+func shorten(s string, width int) string {
+	if utf8.RuneCountInString(s) <= width {
+		return s
+	}
+	return string([]rune(s)[:width-1]) + "…"
+}

@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	var hf hookFlags
+	var of objectFlags
+	var name string
+	c := &cobra.Command{
+		Use:   "run IF OBJ -- CMD [ARG...]",
+		Short: "Attach a program for as long as a command runs",
+		Long: `Attach an XDP program, run a command, and detach the program when the command
+ends, however it ends. If holdfast itself is killed, by SIGKILL too, the program
+is gone and the command gets a SIGTERM. Signals are passed on, and the command's
+exit code is that of holdfast (128 and the signal's number if a signal ended it).`,
+		Example: `  holdfast run eth0 sample.o -- ./collector --interval 10s`,
+		Args: func(c *cobra.Command, args []string) error {
+			dash := c.ArgsLenAtDash()
+			switch {
+			case dash < 0:
+				return usagef("`--` and a command are missing")
+			case dash != 2:
+				return exactly("IF", "OBJ")(c, args[:dash])
+			case len(args) == dash:
+				return usagef("the command after `--` is missing")
+			}
+			return nil
+		},
+		ValidArgsFunction: completeHook,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if err := checkName(name); err != nil {
+				return err
+			}
+			ns, h, err := hf.open(args[0])
+			if err != nil {
+				return err
+			}
+			defer ns.Close()
+			path, err := exec.LookPath(args[2])
+			if err != nil {
+				return fmt.Errorf("find the command: %w; nothing was attached", err)
+			}
+			loaded, err := of.load(a, args[1], h)
+			if err != nil {
+				return err
+			}
+			// Program arrays live as long as these descriptors.
+			defer loaded.Close()
+			link, err := a.attachHeld(h, loaded)
+			if err != nil {
+				return err
+			}
+			defer link.Close()
+			if name == "" {
+				name = loaded.Info.Name
+			}
+			state, err := a.look()
+			if err != nil {
+				return err
+			}
+			defer state.Close()
+			if st, err := state.At(h); err == nil && st != nil {
+				a.log.Info("attached", "name", name, "interface", h.Name(), "mode", st.Mode.String(), "program", st.Program.ID, "link", st.LinkID)
+			}
+			err = a.command(path, args[2:])
+			// At once, and not when the kernel comes round to the last
+			// descriptor: who waits for holdfast finds the hook empty.
+			return errors.Join(err, link.Detach())
+		},
+	}
+	hf.add(c)
+	of.add(c)
+	c.Flags().StringVar(&name, "name", "", "what to call the attachment (default: the program's name)")
+	return c
+}
+
+// command runs the command to its end and returns its exit code as an error.
+func (a *app) command(path string, args []string) error {
+	// The kernel sends the parent-death signal when the thread ends that
+	// started the child, so the thread has to stay.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals)
+	defer signal.Stop(signals)
+	cmd := exec.Command(path)
+	cmd.Args = args
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.env.Stdin, a.env.Stdout, a.env.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the command: %w", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	for {
+		select {
+		case s := <-signals:
+			if passOn(s) {
+				_ = cmd.Process.Signal(s) // it may have ended meanwhile
+			}
+		case err := <-done:
+			return exitStatus(err)
+		}
+	}
+}
+
+// passOn tells whether the command should get a signal that holdfast got.
+func passOn(s os.Signal) bool {
+	switch s {
+	case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
+		return false // holdfast's own: its child, its scheduler, its output
+	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP:
+		// From the terminal the whole foreground process group has it.
+		return !inForeground()
+	}
+	return true
+}
+
+func inForeground() bool {
+	tty, err := os.Open("/dev/tty")
+	if err != nil {
+		return false
+	}
+	defer tty.Close()
+	group, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
+	return err == nil && group == unix.Getpgrp()
+}
+
+func exitStatus(err error) error {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	code := exit.ExitCode()
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		code = 128 + int(status.Signal())
+	}
+	return &statusError{code}
+}

@@ -1,0 +1,186 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/internal/netns"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var namespace string
+	var all bool
+	c := &cobra.Command{
+		Use:   "status [IF...]",
+		Short: "Show what is attached, and who holds it",
+		Long: `Show every interface that has an XDP program: mode, program, how it is held, by
+whom, since when and until when. It changes nothing.
+
+Attachments that have ended although nobody detached them with Holdfast, because
+their interface is gone or another root took the link away, are shown as defunct
+until 'holdfast gc' or a new attachment.`,
+		Example: `  holdfast status
+  holdfast status eth0 -o json
+  holdfast status --all-netns`,
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return completeInterfaces(0)
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			if all && namespace != "" {
+				return usagef("--all-netns and --netns exclude each other")
+			}
+			state, err := a.look()
+			if err != nil {
+				return err
+			}
+			defer state.Close()
+			namespaces, err := a.namespaces(namespace, all)
+			if err != nil {
+				return err
+			}
+			defer func() {
+				for _, ns := range namespaces {
+					ns.Close()
+				}
+			}()
+			if err := exist(namespaces, args); err != nil {
+				return err
+			}
+			found, err := state.Status(namespaces)
+			if err != nil {
+				return err
+			}
+			if len(args) > 0 {
+				found = slices.DeleteFunc(found, func(s arbiter.Status) bool { return !slices.Contains(args, s.Interface) })
+			}
+			slices.SortStableFunc(found, func(x, y arbiter.Status) int {
+				return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Interface, y.Interface))
+			})
+			return a.printStatus(found, all)
+		},
+	}
+	c.Flags().StringVar(&namespace, "netns", "", "network namespace to look into: a name, a path or a pid")
+	c.Flags().BoolVar(&all, "all-netns", false, "look into all network namespaces that can be found")
+	return c
+}
+
+func (a *app) namespaces(spec string, all bool) ([]*xdp.Namespace, error) {
+	if !all {
+		ns, err := xdp.OpenNamespace(spec)
+		if err != nil {
+			return nil, err
+		}
+		return []*xdp.Namespace{ns}, nil
+	}
+	found, err := netns.All()
+	if err != nil {
+		return nil, err
+	}
+	var namespaces []*xdp.Namespace
+	for _, f := range found {
+		ns, err := xdp.OpenNamespace(f.Spec)
+		if err != nil {
+			a.log.Warn("a network namespace can't be looked into", "error", err)
+			continue
+		}
+		namespaces = append(namespaces, ns)
+	}
+	return namespaces, nil
+}
+
+// exist fails with the error of the first interface that is nowhere.
+func exist(namespaces []*xdp.Namespace, names []string) error {
+	for _, name := range names {
+		var err error
+		for _, ns := range namespaces {
+			if _, err = ns.Hook(name, xdp.Auto); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) printStatus(found []arbiter.Status, netns bool) error {
+	if a.json() {
+		return a.printJSON("status", found)
+	}
+	if len(found) == 0 {
+		a.log.Info("no XDP program is attached here")
+		return nil
+	}
+	head := []string{"INTERFACE", "MODE", "PROGRAM", "ID", "HELD", "LIFETIME", "SINCE", "NAME", "BY"}
+	if netns {
+		head = append([]string{"NETNS"}, head...)
+	}
+	var rows [][]string
+	for _, s := range found {
+		row := []string{
+			s.Interface, mode(s), cmp.Or(s.Program.Name, "-"), strconv.FormatUint(uint64(s.Program.ID), 10),
+			held(s), string(s.Lifetime), since(s), cmp.Or(s.Name, "-"), by(s),
+		}
+		if netns {
+			row = append([]string{cmp.Or(s.Namespace, "-")}, row...)
+		}
+		rows = append(rows, row)
+	}
+	a.table(head, rows)
+	return nil
+}
+
+func mode(s arbiter.Status) string {
+	if s.Lifetime == arbiter.Defunct {
+		return "-"
+	}
+	return s.Mode.String()
+}
+
+func held(s arbiter.Status) string {
+	if s.LinkID != 0 {
+		return fmt.Sprintf("link %d", s.LinkID)
+	}
+	return string(s.Held)
+}
+
+func since(s arbiter.Status) string {
+	if s.Since.IsZero() {
+		return "-"
+	}
+	t := s.Since.Local().Format(time.DateTime)
+	if s.SinceLoad {
+		return "≥ " + t // not before the program was loaded
+	}
+	return t
+}
+
+// by names the owner that Holdfast knows, and then whoever keeps the link alive.
+func by(s arbiter.Status) string {
+	var who []string
+	if s.Owner != nil {
+		who = append(who, fmt.Sprintf("uid %d %s", s.Owner.UID, cmp.Or(s.Owner.Comm, filepath.Base(s.Owner.Exe))))
+	}
+	for _, h := range s.Holders {
+		who = append(who, fmt.Sprintf("%s[%d]", h.Comm, h.PID))
+	}
+	for _, pin := range s.Pins {
+		if s.Entry == "" || !strings.HasSuffix(pin, s.Entry+"/link") {
+			who = append(who, pin)
+		}
+	}
+	if len(who) == 0 {
+		return "-"
+	}
+	return strings.Join(who, ", ")
+}
