@@ -1,0 +1,65 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+func main() {
+	if err := bench(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func bench() error {
+	docs := flag.String("docs", "docs", "directory of benchmarks.md and its plots, in the module's")
+	interfaces := flag.Int("interfaces", 0, "run one world of that many interfaces and print its results (used by the program itself)")
+	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces")
+	scratch := flag.String("scratch", "", "directory for files, with -interfaces")
+	flag.Parse()
+	if *interfaces > 0 {
+		return child(*interfaces, *holdfast, *scratch, os.Stdout)
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("attaching needs root: run it with sudo")
+	}
+	for _, tool := range []string{"xdp-loader", "ip"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return fmt.Errorf("%w: scripts/deps bench installs it", err)
+		}
+	}
+	module, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return fmt.Errorf("find the module, whose directory this must be started in: %w", err)
+	}
+	root := strings.TrimSpace(string(module))
+	dir, err := os.MkdirTemp("", "holdfast-bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	command := filepath.Join(dir, "holdfast")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", command, "./cmd/holdfast")
+	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build holdfast: %w\n%s", err, output)
+	}
+	var all []*results
+	for _, n := range []int{1, 10, 200, 2000} {
+		r, err := inWorld(n, command, dir)
+		if err != nil {
+			return err
+		}
+		all = append(all, r)
+	}
+	if !filepath.IsAbs(*docs) {
+		*docs = filepath.Join(root, *docs)
+	}
+	return report(*docs, all)
+}
