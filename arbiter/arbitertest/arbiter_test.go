@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -587,16 +588,17 @@ func contend(args []string) int {
 
 func TestOfTwoProcessesThatAttachAtOnceOneWinsAndTheOtherIsToldWho(t *testing.T) {
 	p := newPlace(t)
-	gateOut, gateIn, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer gateIn.Close()
 	names := [contenders]string{"first", "second"}
+	// A gate for each: of one that both read, the quicker could take both bytes.
+	var gates [contenders]io.WriteCloser
 	var said [contenders]*bufio.Scanner
 	for i, name := range names {
 		cmd := kerneltest.Command("contend", p.veth.Near.Path(), p.veth.NearName, p.dir, name)
-		cmd.Stdin, cmd.Stderr = gateOut, os.Stderr
+		cmd.Stderr = os.Stderr
+		gate, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -608,13 +610,14 @@ func TestOfTwoProcessesThatAttachAtOnceOneWinsAndTheOtherIsToldWho(t *testing.T)
 			cmd.Process.Kill()
 			cmd.Wait()
 		})
-		said[i] = bufio.NewScanner(out)
+		gates[i], said[i] = gate, bufio.NewScanner(out)
 	}
-	gateOut.Close()
 	wins := map[string]int{}
 	for round := range rounds {
-		if _, err := gateIn.Write(make([]byte, contenders)); err != nil {
-			t.Fatal(err)
+		for _, gate := range gates {
+			if _, err := gate.Write([]byte{0}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		winner, told := "", []string{}
 		for i, s := range said {
