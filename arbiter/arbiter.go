@@ -132,6 +132,11 @@ type locked struct{ lock *bpffs.Lock }
 func (l locked) unlock() { l.lock.Unlock() }
 
 func (a *Arbiter) lock(ctx context.Context) (locked, error) {
+	if a.root == nil {
+		return locked{}, &xdp.Error{
+			Op: "lock state", Err: xdp.ErrInvalid, Detail: "it was opened for looking", Hint: "open it with Open",
+		}
+	}
 	lock, err := a.root.Lock(ctx, a.timeout)
 	if errors.Is(err, ErrLockTimeout) {
 		err = fmt.Errorf("%w: others have been changing what Holdfast attached for %s; try again, or wait longer with --lock-timeout", ErrLockTimeout, a.timeout)
@@ -147,8 +152,15 @@ type HeldError struct {
 	Record Record
 }
 
+// Error ends, as the conflict's own does, with what to do.
 func (e *HeldError) Error() string {
-	return fmt.Sprintf("%s; Holdfast attached it: %s", e.Err, e.Record)
+	conflict := *e.Err
+	conflict.Hint = ""
+	s := fmt.Sprintf("%s; Holdfast attached it: %s", &conflict, e.Record)
+	if e.Err.Hint != "" {
+		s += "; " + e.Err.Hint
+	}
+	return s
 }
 
 // Unwrap returns the conflict.

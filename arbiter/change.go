@@ -134,8 +134,9 @@ type ReplaceRequest struct {
 
 // Replace replaces the program of an attachment that Holdfast made: every packet
 // meets the old one or the new one. The errors are those of [xdp.Link.Replace]
-// and [xdp.Hook.Attach], xdp.ErrNotAttached, a conflict where somebody else
-// made the attachment, and ErrLockTimeout.
+// and [xdp.Hook.Attach], xdp.ErrNotAttached, xdp.ErrGone where what Holdfast
+// attached has ended without it, a conflict where somebody else made the
+// attachment, and ErrLockTimeout.
 func (a *Arbiter) Replace(ctx context.Context, r ReplaceRequest) (Acknowledge, error) {
 	l, err := a.lock(ctx)
 	if err != nil {
@@ -151,6 +152,8 @@ func (a *Arbiter) Replace(ctx context.Context, r ReplaceRequest) (Acknowledge, e
 	switch {
 	case err != nil:
 		return nil, err
+	case s.at == nil && s.lost != nil:
+		return nil, drifted(opReplace, r.Hook, s.lost, "attach anew")
 	case s.at == nil, inOtherMode(s.at, r.Hook):
 		return nil, nothingAttached(opReplace, r.Hook, s.at)
 	case s.entry == nil:
@@ -233,9 +236,14 @@ type DetachRequest struct {
 	Foreign bool
 }
 
-// Detach takes a program off. The errors are those of [xdp.Hook.Detach], a
-// conflict where somebody else made the attachment and Foreign was not asked
-// for, and ErrLockTimeout.
+// Detach takes a program off. The errors are those of [xdp.Hook.Detach],
+// xdp.ErrGone where what Holdfast attached has ended without it, a conflict
+// where somebody else made the attachment and Foreign was not asked for, and
+// ErrLockTimeout.
+//
+// For a link the expectation is checked here and not by the kernel, which has
+// none for detaching: who else has a descriptor of the link, as PersistAs gives
+// it away, can replace the program in between.
 func (a *Arbiter) Detach(ctx context.Context, r DetachRequest) (Acknowledge, error) {
 	l, err := a.lock(ctx)
 	if err != nil {
@@ -249,6 +257,8 @@ func (a *Arbiter) Detach(ctx context.Context, r DetachRequest) (Acknowledge, err
 		return nil, err
 	case s.at == nil && s.detached:
 		return done, nil
+	case s.at == nil && s.lost != nil:
+		return nil, drifted(opDetach, r.Hook, s.lost, "there is nothing left to detach")
 	case s.at == nil, inOtherMode(s.at, r.Hook):
 		return nil, nothingAttached(opDetach, r.Hook, s.at)
 	case !r.Expect.IsZero() && !r.Expect.Holds(s.at.Program.ID):
@@ -426,6 +436,15 @@ func nothingAttached(op string, h *xdp.Hook, at *xdp.Attachment) *xdp.Error {
 	}
 }
 
+// drifted says that what Holdfast attached ended although nobody asked Holdfast.
+func drifted(op string, h *xdp.Hook, e *entry, hint string) *xdp.Error {
+	return &xdp.Error{
+		Op: op, Hook: h.String(), Err: xdp.ErrGone,
+		Detail: fmt.Sprintf("what Holdfast attached here, %s, has ended: %s", e.record, e.dead(nil)),
+		Hint:   hint,
+	}
+}
+
 func conflict(op string, h *xdp.Hook, at *xdp.Attachment, hint string) *xdp.Error {
 	xdp.FindHolders(at)
 	return &xdp.Error{Op: op, Hook: h.String(), Err: xdp.ErrConflict, Rival: at, Hint: hint}
@@ -433,7 +452,7 @@ func conflict(op string, h *xdp.Hook, at *xdp.Attachment, hint string) *xdp.Erro
 
 func foreign(op string, h *xdp.Hook, at *xdp.Attachment, hint string) *xdp.Error {
 	e := conflict(op, h, at, hint)
-	e.Detail = "Holdfast did not attach what is there"
+	e.Detail = "what is there is no permanent attachment of Holdfast's"
 	return e
 }
 

@@ -220,7 +220,10 @@ func (a *Arbiter) detachLink(_ locked, e *entry) error {
 	if err := remove(pin); err != nil {
 		return err
 	}
-	return l.Detach()
+	if err := l.Detach(); !errors.Is(err, xdp.ErrGone) {
+		return err
+	}
+	return nil
 }
 
 // removeRest removes what says nothing any more without link.
@@ -324,6 +327,9 @@ type hookState struct {
 	// detached tells that a detach was begun here, by a process that was
 	// killed before it could say so, and has been completed.
 	detached bool
+	// lost is what Holdfast attached here and is attached no more, although
+	// nobody asked Holdfast; nil where there is no such thing.
+	lost *entry
 }
 
 // here reads what is attached at the hook, and completes or removes what a
@@ -358,6 +364,10 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 			continue
 		}
 		s.detached = e.record.Pending.abandoned() && e.record.Pending.Op == opDetach
+		// What has a pin, or no change under way, had been attached.
+		if !s.detached && e.recordErr == nil && (e.link != nil || e.record.Pending == nil) {
+			s.lost = e
+		}
 		if _, err := a.settle(l, e, s.at); err != nil {
 			return s, err
 		}

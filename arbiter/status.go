@@ -47,7 +47,7 @@ type Status struct {
 }
 
 // Status reads what is attached in the namespaces, and who holds it. It changes
-// nothing. With links it shows every defunct link that Holdfast has, too.
+// nothing. Defunct links, which belong to no namespace, are shown as well.
 func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
 	entries, err := a.read()
 	if err != nil {
@@ -65,16 +65,7 @@ func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
 			}
 		}
 	}
-	for _, e := range entries {
-		if e.link != nil && e.link.Defunct() {
-			st := Status{
-				Lifetime: Defunct, Entry: e.key, Index: e.link.Index,
-				Attachment: xdp.Attachment{Held: xdp.HeldByLink, LinkID: e.link.ID, Program: xdp.Program{ID: e.link.ProgramID}},
-			}
-			st.describe(e)
-			all = append(all, st)
-		}
-	}
+	all = append(all, defunct(entries)...)
 	attachments := make([]*xdp.Attachment, len(all))
 	for i := range all {
 		attachments[i] = &all[i].Attachment
@@ -86,6 +77,40 @@ func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
 		}
 	}
 	return all, nil
+}
+
+// defunct are the links that attach nothing any more: Holdfast's, and those of
+// others as far as the caller may see them.
+func defunct(entries []*entry) []Status {
+	var all []Status
+	show := func(l xdp.LinkInfo, e *entry) {
+		st := Status{
+			Lifetime:   Defunct,
+			Attachment: xdp.Attachment{Held: xdp.HeldByLink, LinkID: l.ID, Program: xdp.Program{ID: l.ProgramID}},
+		}
+		if e != nil {
+			st.Entry = e.key
+			st.describe(e)
+		}
+		all = append(all, st)
+	}
+	known := map[uint32]bool{}
+	for _, e := range entries {
+		if e.link != nil && e.link.Defunct() {
+			known[e.link.ID] = true
+			show(*e.link, e)
+		}
+	}
+	links, err := xdp.Links()
+	if err != nil {
+		return all
+	}
+	for _, l := range links {
+		if l.Defunct() && !known[l.ID] {
+			show(l, nil)
+		}
+	}
+	return all
 }
 
 // lifetime tells when the attachment ends from what keeps it.

@@ -234,7 +234,7 @@ func (l *Link) at(named *Hook) *Hook {
 	return l.hook
 }
 
-func (l *Link) gone(op string, errno unix.Errno) error {
+func (l *Link) gone(op string, errno unix.Errno) *Error {
 	return &Error{
 		Op: op, Hook: l.place.String(), Err: ErrGone, Errno: errno,
 		Detail: "the link is defunct: its interface is gone, or somebody detached it by force",

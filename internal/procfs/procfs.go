@@ -12,6 +12,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Holder is a process with a descriptor of a link or program.
@@ -125,36 +127,54 @@ var ErrNoProcess = errors.New("no such process")
 
 // ReadProcess reads when the process started.
 func ReadProcess(pid int) (Process, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, os.ErrNotExist) {
-		return Process{}, fmt.Errorf("%w: %d", ErrNoProcess, pid)
-	}
-	if err != nil {
-		return Process{}, err
-	}
-	start, err := parseStat(b)
-	return Process{PID: pid, Start: start}, err
+	s, err := readStat(pid)
+	return Process{PID: pid, Start: s.start}, err
 }
 
-// parseStat takes field 22, starttime. The command's name, in parentheses,
+// Stopped tells whether the process has been stopped by a signal.
+func Stopped(pid int) bool {
+	s, err := readStat(pid)
+	return err == nil && s.state == 'T'
+}
+
+// stat is what is read of /proc/PID/stat.
+type stat struct {
+	state byte   // field 3: R, S, T, Z and so on
+	start uint64 // field 22, starttime
+}
+
+func readStat(pid int) (stat, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return stat{}, fmt.Errorf("%w: %d", ErrNoProcess, pid)
+	}
+	if err != nil {
+		return stat{}, err
+	}
+	return parseStat(b)
+}
+
+// parseStat reads what follows the command's name, which is in parentheses and
 // may contain anything, parentheses and spaces too.
-func parseStat(b []byte) (uint64, error) {
+func parseStat(b []byte) (stat, error) {
 	i := bytes.LastIndexByte(b, ')')
 	if i < 0 {
-		return 0, errors.New("/proc/PID/stat: no command name")
+		return stat{}, errors.New("/proc/PID/stat: no command name")
 	}
 	fields := strings.Fields(string(b[i+1:]))
 	const starttime = 22 - 3 // the first field after the name is number 3
 	if len(fields) <= starttime {
-		return 0, errors.New("/proc/PID/stat: too few fields")
+		return stat{}, errors.New("/proc/PID/stat: too few fields")
 	}
-	return strconv.ParseUint(fields[starttime], 10, 64)
+	start, err := strconv.ParseUint(fields[starttime], 10, 64)
+	return stat{fields[0][0], start}, err
 }
 
-// Alive tells whether this very process still runs.
+// Alive tells whether this very process still runs. One that has ended and
+// waits for its parent to notice does not.
 func (p Process) Alive() bool {
-	now, err := ReadProcess(p.PID)
-	return err == nil && now.Start == p.Start
+	s, err := readStat(p.PID)
+	return err == nil && s.start == p.Start && s.state != 'Z' && s.state != 'X'
 }
 
 // Comm is the process's command name, empty where it can't be read.

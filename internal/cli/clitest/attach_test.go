@@ -172,8 +172,8 @@ func TestWhatSomebodyElseAttachedIsTakenOffOnlyOnPurpose(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.holdfast("attach", m.NearName, object).fails(4, rival, "by netlink", "detach it first")
-	m.holdfast("replace", m.NearName, object).fails(4, rival, "Holdfast did not attach what is there")
-	m.holdfast("detach", m.NearName).fails(4, rival, "Holdfast did not attach what is there", "--foreign with --expect")
+	m.holdfast("replace", m.NearName, object).fails(4, rival, "no permanent attachment of Holdfast's")
+	m.holdfast("detach", m.NearName).fails(4, rival, "no permanent attachment of Holdfast's", "--foreign with --expect")
 	m.holdfast("detach", m.NearName, "--expect", itoa(id)).fails(4, rival, "--foreign")
 	m.holdfast("detach", m.NearName, "--foreign", "--expect", "4000000000").fails(4, rival, "expected program 4000000000")
 	m.holds(id)

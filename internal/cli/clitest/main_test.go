@@ -60,6 +60,19 @@ func child(verb string, args []string) int {
 		io.Copy(os.Stdout, os.Stdin)
 		fmt.Fprintln(os.Stderr, strings.Join(args, "|"))
 		return 0
+	case "job":
+		// What a shell does with a command line: a process group of its own,
+		// in the foreground of the terminal.
+		job := exec.Command(self, args...)
+		job.Stdin, job.Stdout, job.Stderr = os.Stdin, os.Stdout, os.Stderr
+		job.SysProcAttr = &syscall.SysProcAttr{Foreground: true, Ctty: 3, Pdeathsig: syscall.SIGKILL}
+		if err := job.Start(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		fmt.Println(job.Process.Pid)
+		job.Wait()
+		return job.ProcessState.ExitCode()
 	case "leave one behind":
 		// It has the test's pipe and so ends with the test at the latest.
 		behind := exec.Command(self, "child", "until killed")
@@ -310,12 +323,20 @@ func (p *process) code() int {
 
 // ended tells whether no process has the pid any more, or it is a zombie.
 func ended(pid int) bool {
+	state := processState(pid)
+	return state == "" || state == "Z" || state == "X"
+}
+
+// processState is the letter for the state of a process, empty where there is
+// none.
+func processState(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return true
+		return ""
 	}
 	_, after, _ := strings.Cut(string(b), ") ")
-	return strings.HasPrefix(after, "Z") || strings.HasPrefix(after, "X")
+	state, _, _ := strings.Cut(after, " ")
+	return state
 }
 
 func itoa[T int | uint32](n T) string { return strconv.FormatInt(int64(n), 10) }

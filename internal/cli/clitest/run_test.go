@@ -135,7 +135,7 @@ func TestARunningCommandIsARivalWithPidAndName(t *testing.T) {
 	rival := []string{fmt.Sprintf("program %d", id), "link ", fmt.Sprintf("process %d (exe)", pid), "whoever holds the link must let go first"}
 	m.holdfast("attach", m.NearName, object).fails(4, rival[:3]...)
 	m.holdfast("run", m.NearName, object, "--", self, "child", "exit", "0").fails(4, rival...)
-	m.holdfast("detach", m.NearName).fails(4, rival[2], "Holdfast did not attach what is there")
+	m.holdfast("detach", m.NearName).fails(4, rival[2], "no permanent attachment of Holdfast's")
 	m.holds(id)
 
 	found := m.status(m.NearName)
@@ -150,9 +150,45 @@ func TestARunningCommandIsARivalWithPidAndName(t *testing.T) {
 	m.holdfast("detach", m.NearName, "--foreign", "--expect", itoa(id)).succeeds()
 	m.holds(0)
 	p.input.Close()
-	if code := p.code(); code != 0 {
+	if code := p.code(); code != 3 || !strings.Contains(p.errOut.String(), "somebody detached it by force") {
 		t.Errorf("after somebody took the program away run ended with %d: %s", code, p.errOut)
 	}
+}
+
+func TestRunStopsWithItsCommandAndGoesOnWithIt(t *testing.T) {
+	m := newMachine(t)
+	control, terminal := openTerminal(t)
+	cmd := m.command(append([]string{"child", "job"}, m.run("until killed")...)...)
+	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, true, 3
+	cmd.ExtraFiles = []*os.File{terminal}
+	p := m.start(cmd)
+	holdfast, child := p.pid(), p.pid()
+	both := func(stopped bool) {
+		t.Helper()
+		if !kerneltest.Eventually(func() bool {
+			return (processState(holdfast) == "T") == stopped && (processState(child) == "T") == stopped
+		}) {
+			t.Fatalf("holdfast is %s and its command %s, want both stopped: %t", processState(holdfast), processState(child), stopped)
+		}
+	}
+	for range 2 {
+		if _, err := control.Write([]byte{26}); err != nil { // Ctrl-Z
+			t.Fatal(err)
+		}
+		both(true)
+		if m.native() == 0 {
+			t.Error("it stopped, and nothing is attached")
+		}
+		if err := unix.Kill(-holdfast, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		both(false)
+	}
+	p.input.Close()
+	if code := p.code(); code != 0 {
+		t.Errorf("exit code %d: %s", code, p.errOut)
+	}
+	m.holds(0)
 }
 
 func TestWhilePIDHoldsAsLongAsTheProcessLives(t *testing.T) {

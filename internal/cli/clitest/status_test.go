@@ -184,18 +184,55 @@ func TestGCLeavesWhatIsAttached(t *testing.T) {
 	m.holds(at.Program.ID)
 }
 
+// takeAway detaches the link by force, as another root can.
+func (m *machine) takeAway(link uint32) {
+	m.t.Helper()
+	fd, err := kernel.LinkByID(link)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer fd.Close()
+	if err := kernel.LinkDetach(fd); err != nil {
+		m.t.Fatal(err)
+	}
+	m.holds(0)
+}
+
+func TestWhoseAttachmentHasEndedIsToldSoOnce(t *testing.T) {
+	m := newMachine(t)
+	object := kerneltest.ObjectFile(t, "pass")
+	says := []string{"gone", `"guard", by uid 0`, "somebody detached the link by force"}
+	m.takeAway(m.attach("pass", "--name", "guard").LinkID)
+	m.holdfast("replace", m.NearName, object).fails(3, append(says, "attach anew")...)
+	m.holdfast("replace", m.NearName, object).fails(7, "not attached")
+	m.takeAway(m.attach("pass", "--name", "guard").LinkID)
+	m.holdfast("detach", m.NearName).fails(3, append(says, "nothing left to detach")...)
+	m.holdfast("detach", m.NearName).fails(7, "not attached")
+
+	m.attach("pass", "--name", "guard", "--shared")
+	if err := m.Near.Conn.SetXDP(m.NearIndex, -1, 0); err != nil {
+		t.Fatal(err)
+	}
+	m.holdfast("detach", m.NearName).fails(3, "gone", `"guard"`, "no longer attached")
+}
+
+func TestADefunctLinkOfOthersIsShownWithWhoKeepsIt(t *testing.T) {
+	m := newMachine(t)
+	p := m.start(m.command(m.run("until killed")...))
+	p.pid()
+	link := m.status()[0].LinkID
+	m.takeAway(link)
+	found := m.status()
+	if len(found) != 1 || found[0].Lifetime != arbiter.Defunct || found[0].LinkID != link || found[0].Entry != "" ||
+		len(found[0].Holders) != 1 || found[0].Holders[0].PID != p.cmd.Process.Pid {
+		t.Errorf("status is %+v, want the defunct link %d", found, link)
+	}
+}
+
 func TestAnAttachmentThatAnotherRootTookAwayIsDefunct(t *testing.T) {
 	m := newMachine(t)
 	at := m.attach("pass")
-	link, err := kernel.LinkByID(at.LinkID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer link.Close()
-	if err := kernel.LinkDetach(link); err != nil {
-		t.Fatal(err)
-	}
-	m.holds(0)
+	m.takeAway(at.LinkID)
 	if found := m.status(); len(found) != 1 || found[0].Lifetime != arbiter.Defunct {
 		t.Errorf("status is %+v, want a defunct link", found)
 	}
