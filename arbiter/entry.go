@@ -132,38 +132,66 @@ func (a *Arbiter) notOurs(key string, why error) error {
 		filepath.Join(a.root.Name, key), errNotOurs, why)
 }
 
-// find returns the entry of what is attached at the hook, or nil if Holdfast
-// did not attach it, or nothing is. A link is found by its id, wherever its
-// interface went; the hook's own directory settles what ids leave open.
-func find(entries []*entry, key string, at *xdp.Attachment) *entry {
+// place is a hook, as far as it takes to find its entry.
+type place struct {
+	key       string
+	namespace string // its id
+	name      string // the interface's
+}
+
+func placeOf(ns *xdp.Namespace, name string, index int, mode xdp.Mode) place {
+	return place{key(ns.ID(), index, mode), ns.ID(), name}
+}
+
+// find returns the entry of what is attached at the place, or nil if Holdfast
+// did not attach it, or nothing is.
+func find(entries []*entry, p place, at *xdp.Attachment) (*entry, error) {
+	e, moved := match(entries, p, at)
+	if !moved {
+		return e, nil
+	}
+	attached, err := everywhere([]*entry{e})
+	if at, found := attached[e.key]; err != nil || !found || e.fits(at) {
+		return nil, err
+	}
+	return e, nil
+}
+
+// match finds the entry by what the state alone tells. A link is found by its
+// id, wherever its interface went. Where a link's id can't be told, only the
+// hook's own directory says that it is Holdfast's. A program that netlink
+// attached may have moved here with its interface, from another namespace and
+// under the same name: it has if the hook where it was attached can be found,
+// and has it no more.
+func match(entries []*entry, p place, at *xdp.Attachment) (e *entry, moved bool) {
 	if at == nil {
-		return nil
+		return nil, false
 	}
-	var fitting []*entry
+	var movers []*entry
 	for _, e := range entries {
-		if !e.fits(at) {
-			continue
+		switch {
+		case !e.fits(at):
+		case e.key == p.key, at.LinkID != 0:
+			return e, false
+		case at.Held == xdp.HeldByNetlink && !e.in(p.namespace) && e.record.Interface == p.name:
+			movers = append(movers, e)
 		}
-		if e.key == key || at.LinkID != 0 {
-			return e
-		}
-		fitting = append(fitting, e)
 	}
-	if len(fitting) == 1 {
-		return fitting[0]
+	if len(movers) == 1 {
+		return movers[0], true
 	}
-	return nil
+	return nil, false
 }
 
 // fits tells whether the entry can be the one of the attachment.
 func (e *entry) fits(at *xdp.Attachment) bool {
 	switch {
-	case e.err != nil:
+	case at == nil, e.err != nil:
 		return false
 	case at.Held == xdp.HeldByNetlink:
 		return e.link == nil && e.recordErr == nil && e.record.Held == xdp.HeldByNetlink &&
 			(e.record.ProgramID == at.Program.ID || e.record.Pending != nil && e.record.Pending.ProgramID == at.Program.ID)
-	case e.link == nil:
+	case at.Held != xdp.HeldByLink, e.link == nil:
 		return false
 	case at.LinkID != 0:
 		return e.link.ID == at.LinkID
@@ -186,6 +214,8 @@ func (e *entry) dead(at *xdp.Attachment) string {
 		return "it was never attached"
 	case e.record.Held == xdp.HeldByLink:
 		return "its link is no longer pinned"
+	case at != nil && at.Held == xdp.HeldUnknown:
+		return "" // who may not ask how it is held can't tell
 	case at == nil:
 		return "the program is no longer attached"
 	case !e.fits(at):
@@ -348,7 +378,15 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 		s.at = state.At(xdp.Auto) // in the other mode, it is in the way just the same
 	}
 	key := hookKey(h)
-	s.entry = find(entries, key, s.at)
+	if s.at != nil && s.at.Held == xdp.HeldUnknown {
+		return s, &xdp.Error{
+			Op: "look at", Hook: h.String(), Err: xdp.ErrPermission,
+			Detail: "it can't be told how the program there is held", Hint: "changes need CAP_NET_ADMIN",
+		}
+	}
+	if s.entry, err = find(entries, placeOf(h.Namespace(), state.Interface.Name, h.Index(), h.Mode()), s.at); err != nil {
+		return s, err
+	}
 	for _, e := range entries {
 		if e.key != key || e == s.entry {
 			continue

@@ -61,7 +61,11 @@ func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
 		}
 		for _, s := range states {
 			for _, at := range s.Attachments {
-				all = append(all, status(ns, s, at, find(entries, key(ns.ID(), s.Interface.Index, at.Mode), &at)))
+				st, err := status(ns, s, at, entries)
+				if err != nil {
+					return nil, err
+				}
+				all = append(all, st)
 			}
 		}
 	}
@@ -139,7 +143,10 @@ func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
 	if at == nil {
 		return nil, nil
 	}
-	st := status(h.Namespace(), s, *at, find(entries, key(h.Namespace().ID(), h.Index(), at.Mode), at))
+	st, err := status(h.Namespace(), s, *at, entries)
+	if err != nil {
+		return nil, err
+	}
 	st.Lifetime = Permanent
 	if st.Held == xdp.HeldByLink && st.Entry == "" {
 		st.Lifetime = Held
@@ -147,17 +154,18 @@ func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
 	return &st, nil
 }
 
-func status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, e *entry) Status {
+func status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, entries []*entry) (Status, error) {
 	st := Status{
 		Namespace: ns.Spec(), NamespaceID: ns.ID(),
 		Interface: s.Interface.Name, Index: s.Interface.Index,
 		Attachment: at, Since: at.Program.LoadedAt, SinceLoad: true,
 	}
+	e, err := find(entries, placeOf(ns, s.Interface.Name, s.Interface.Index, at.Mode), &at)
 	if e != nil {
 		st.Entry = e.key
 		st.describe(e)
 	}
-	return st
+	return st, err
 }
 
 func (s *Status) describe(e *entry) {
@@ -276,5 +284,9 @@ func (a *Arbiter) Explain(h *xdp.Hook, conflict *xdp.Error) error {
 	if err != nil || conflict.Rival == nil {
 		return conflict
 	}
-	return held(conflict, find(entries, key(h.Namespace().ID(), h.Index(), conflict.Rival.Mode), conflict.Rival))
+	e, err := find(entries, placeOf(h.Namespace(), h.Name(), h.Index(), conflict.Rival.Mode), conflict.Rival)
+	if err != nil {
+		return conflict
+	}
+	return held(conflict, e)
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/internal/bpffs"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 )
 
 // LoadOptions say how an object's program is loaded. The zero value loads the
@@ -78,6 +79,12 @@ func (l *Loaded) ProgramArrays() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// ProgramID is the id that the kernel gave the program.
+func (l *Loaded) ProgramID() (uint32, error) {
+	info, err := kernel.ReadProgram(kernel.FD(l.Program.FD()))
+	return info.ID, err
 }
 
 // Close closes the descriptors of the program and its maps.

@@ -58,7 +58,7 @@ func (a *app) attachWhile(h *xdp.Hook, p *object.Loaded, name string, pid int) e
 		return err
 	}
 	defer state.Close()
-	result, err := a.render(func() error { return a.printAt(state, h, "attached") })
+	result, err := a.render(func() error { return a.printAt(state, h, p, "attached") })
 	if err != nil {
 		return err
 	}
@@ -225,8 +225,10 @@ func printWord() error {
 	if err := unix.Dup3(int(null.Fd()), int(os.Stdout.Fd()), 0); err != nil {
 		return err
 	}
+	// The result is printed, so the program stays attached, whether or not the
+	// process that started this one is there to hear it.
 	done := os.NewFile(holderDone, "done")
 	defer done.Close()
-	_, err = done.WriteString("done")
-	return err
+	_, _ = done.WriteString("done")
+	return nil
 }

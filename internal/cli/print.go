@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -35,17 +36,25 @@ func (a *app) printJSON(kind string, result any) error {
 	return e.Encode(envelope{envelopeVersion, kind, result})
 }
 
-// printAt says what was done at the hook, and what is there now.
-func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, done string) error {
+// printAt says what was done at the hook with the program.
+func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, p *object.Loaded, done string) error {
 	s, err := state.At(h)
 	if err != nil {
 		return err
 	}
+	e := &xdp.Error{Op: "look at", Hook: h.String(), Err: xdp.ErrConflict, Hint: "agree with whoever did that, or own the hook"}
 	if s == nil {
-		return &xdp.Error{
-			Op: "look at", Hook: h.String(), Err: xdp.ErrConflict,
-			Detail: "the program was " + done + ", and somebody has detached it since",
-		}
+		e.Detail = "the program was " + done + ", and somebody has detached it since"
+		return e
+	}
+	id, err := p.ProgramID()
+	if err != nil {
+		return err
+	}
+	if id != s.Program.ID {
+		e.Detail = "the program was " + done + ", and somebody has replaced it since"
+		e.Rival = &s.Attachment
+		return e
 	}
 	return a.printAttachment(s, done, h.Mode())
 }

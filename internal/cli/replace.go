@@ -40,7 +40,8 @@ the one that --expect names, is still attached when the new one is loaded.`,
 				if err != nil {
 					return err
 				}
-				e = xdp.Any // nothing is attached, which Replace finds out as well
+				// Then there is nothing to replace, whoever attaches meanwhile.
+				e = xdp.Empty
 				if at := s.At(h.Mode()); at != nil {
 					e = xdp.ExpectID(at.Program.ID)
 				}
@@ -63,7 +64,7 @@ the one that --expect names, is still attached when the new one is loaded.`,
 			if err != nil {
 				return err
 			}
-			if err := a.printAt(state, h, "replaced"); err != nil {
+			if err := a.printAt(state, h, loaded, "replaced"); err != nil {
 				return err
 			}
 			a.acknowledge(ack)
