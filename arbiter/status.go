@@ -2,6 +2,7 @@ package arbiter
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/holdfast-bpf/holdfast/internal/netns"
@@ -75,6 +76,10 @@ func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
 		attachments[i] = &all[i].Attachment
 	}
 	xdp.FindHolders(attachments...)
+	// A link that nobody keeps is about to go.
+	all = slices.DeleteFunc(all, func(s Status) bool {
+		return s.Lifetime == Defunct && s.Entry == "" && len(s.Holders)+len(s.Pins) == 0
+	})
 	for i := range all {
 		if s := &all[i]; s.Lifetime == "" {
 			s.Lifetime = s.lifetime()

@@ -60,6 +60,8 @@ func child(verb string, args []string) int {
 		io.Copy(os.Stdout, os.Stdin)
 		fmt.Fprintln(os.Stderr, strings.Join(args, "|"))
 		return 0
+	case "container":
+		return container(args)
 	case "job":
 		// What a shell does with a command line: a process group of its own,
 		// in the foreground of the terminal.
