@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -36,10 +35,26 @@ const (
 	// movedPrefix starts the key of an attachment whose interface went to
 	// another namespace while one with its index came to the old.
 	movedPrefix = "moved-"
+	// offloadSuffix ends the key of a program on the card, which can be there
+	// beside a native or generic one.
+	offloadSuffix = "-offload"
 )
 
-// isKey matches what key and moveAside make.
-var isKey = regexp.MustCompile(`^(?:[ci][0-9]+-[0-9]+(?:-offload)?|moved-[0-9]+)$`)
+// isKey tells whether the name is one that key or moveAside makes.
+func isKey(name string) bool {
+	if link, ok := strings.CutPrefix(name, movedPrefix); ok {
+		return isNumber(link)
+	}
+	if name == "" || name[0] != 'c' && name[0] != 'i' {
+		return false
+	}
+	namespace, index, ok := strings.Cut(strings.TrimSuffix(name[1:], offloadSuffix), "-")
+	return ok && isNumber(namespace) && isNumber(index)
+}
+
+func isNumber(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
 
 // hookKey names a hook's directory.
 func hookKey(h *xdp.Hook) string { return key(h.Namespace().ID(), h.Index(), h.Mode()) }
@@ -47,7 +62,7 @@ func hookKey(h *xdp.Hook) string { return key(h.Namespace().ID(), h.Index(), h.M
 func key(namespaceID string, index int, mode xdp.Mode) string {
 	key := fmt.Sprintf("%s-%d", namespaceID, index)
 	if mode == xdp.Offload {
-		key += "-offload" // which can be there beside native or generic
+		key += offloadSuffix
 	}
 	return key
 }
@@ -66,7 +81,7 @@ func (a *Arbiter) read() ([]*entry, error) {
 	}
 	var entries []*entry
 	for _, d := range dirs {
-		if !d.IsDir() || !isKey.MatchString(d.Name()) {
+		if !d.IsDir() || !isKey(d.Name()) {
 			continue // iproute2 makes directories in whichever bpffs it finds
 		}
 		e, err := a.readEntry(d.Name())

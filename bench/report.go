@@ -91,8 +91,7 @@ same questions to the kernel without looking at the answers.
 ### Shared: by netlink
 
 Bare is one RTM_SETLINK, built by hand, and its answer. The library goes through
-internal/rtnl, whose own part is in between; its detach reads the interface
-first, because the kernel says nothing when there was nothing to detach.
+internal/rtnl, whose own part is in between.
 
 `)
 	comparison(&b, all, warmNetlink, "warm", bare, door, library)

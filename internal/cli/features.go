@@ -3,10 +3,10 @@ package cli
 import (
 	"cmp"
 
-	"github.com/cilium/ebpf/rlimit"
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-bpf/holdfast/features"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -32,7 +32,7 @@ tried on a hook that is in use.`,
 		},
 		ValidArgsFunction: completeInterface,
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := rlimit.RemoveMemlock(); err != nil {
+			if err := kernel.RemoveMemlock(); err != nil {
 				a.log.Debug("the limit on locked memory stays", "error", err)
 			}
 			if len(args) == 0 {

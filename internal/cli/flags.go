@@ -7,10 +7,10 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/cilium/ebpf/rlimit"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -78,7 +78,7 @@ func (f *objectFlags) load(a *app, path string, h *xdp.Hook) (*object.Loaded, er
 	}
 	// Before Linux 5.11 programs and maps count as locked memory, of which
 	// there is hardly any by default. Where it can't be raised, loading says so.
-	if err := rlimit.RemoveMemlock(); err != nil {
+	if err := kernel.RemoveMemlock(); err != nil {
 		a.log.Debug("the limit on locked memory stays", "error", err)
 	}
 	options := object.LoadOptions{

@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/cilium/ebpf/rlimit"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/testbed"
 	"golang.org/x/sys/unix"
 )
@@ -50,7 +50,7 @@ func Main(m *testing.M, commands Commands) {
 		os.Exit(code)
 	}
 	// Before Linux 5.11 programs and maps count against RLIMIT_MEMLOCK.
-	if err := rlimit.RemoveMemlock(); err != nil {
+	if err := kernel.RemoveMemlock(); err != nil {
 		fatal(err)
 	}
 	os.Exit(m.Run())

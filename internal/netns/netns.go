@@ -36,6 +36,10 @@ const (
 	closed  = -2
 )
 
+// At is the namespace of a descriptor, which stays the caller's: it must be open
+// for as long as the namespace is used, and Close is not to be called.
+func At(fd int) *NS { return &NS{fd: fd, spec: fmt.Sprintf("/proc/self/fd/%d", fd)} }
+
 // ErrNotExist says that there is no such namespace.
 var ErrNotExist = errors.New("no such network namespace")
 

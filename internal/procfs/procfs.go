@@ -35,27 +35,31 @@ func Scan() (Objects, error) { return scan("/proc") }
 
 func scan(proc string) (Objects, error) {
 	found := Objects{Links: map[uint32][]Holder{}, Programs: map[uint32][]Holder{}}
-	entries, err := os.ReadDir(proc)
-	if err != nil {
-		return found, err
+	var d directory
+	if err := d.open(unix.AT_FDCWD, proc); err != nil {
+		return found, fmt.Errorf("open %s: %w", proc, err)
 	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
+	defer d.close()
+	entries, err := d.names()
+	if err != nil {
+		return found, fmt.Errorf("read %s: %w", proc, err)
+	}
+	var fds directory
+	for _, name := range entries {
+		pid, err := strconv.Atoi(name)
 		if err != nil {
 			continue
 		}
-		found.scanProcess(filepath.Join(proc, e.Name()), pid)
+		if fds.open(d.fd, name+"/fd") == nil {
+			found.scanProcess(&fds, filepath.Join(proc, name), pid)
+			fds.close()
+		}
 	}
 	return found, nil
 }
 
-func (o *Objects) scanProcess(dir string, pid int) {
-	d, err := os.Open(filepath.Join(dir, "fd"))
-	if err != nil {
-		return
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
+func (o *Objects) scanProcess(fds *directory, dir string, pid int) {
+	names, err := fds.names()
 	if err != nil {
 		return
 	}
@@ -64,13 +68,9 @@ func (o *Objects) scanProcess(dir string, pid int) {
 	for _, fd := range names {
 		// readlink is cheap and nearly always the end of it; only a BPF
 		// descriptor has its fdinfo read.
-		target, err := os.Readlink(filepath.Join(dir, "fd", fd))
-		if err != nil {
-			continue
-		}
 		var holders map[uint32][]Holder
 		var key string
-		switch target {
+		switch string(fds.link(fd)) {
 		case "anon_inode:bpf_link", "anon_inode:bpf-link":
 			holders, key = o.Links, "link_id"
 		case "anon_inode:bpf-prog":
@@ -93,6 +93,47 @@ func (o *Objects) scanProcess(dir string, pid int) {
 		}
 		holders[id] = append(holders[id], Holder{PID: pid, Comm: comm})
 	}
+}
+
+// directory is an open directory whose links are read by name, with no more
+// calls than that takes: a machine has thousands of descriptors.
+type directory struct {
+	fd      int
+	entries []byte    // of one getdents
+	found   []string  // of the last names
+	target  [128]byte // of one link
+}
+
+func (d *directory) open(at int, path string) (err error) {
+	d.fd, err = unix.Openat(at, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return err
+}
+
+func (d *directory) close() { unix.Close(d.fd) }
+
+// names are the entries, without "." and "..", until the next call.
+func (d *directory) names() ([]string, error) {
+	if d.entries == nil {
+		d.entries = make([]byte, 16<<10)
+	}
+	d.found = d.found[:0]
+	for {
+		n, err := unix.ReadDirent(d.fd, d.entries)
+		if n <= 0 || err != nil {
+			return d.found, err
+		}
+		_, _, d.found = unix.ParseDirent(d.entries[:n], -1, d.found)
+	}
+}
+
+// link is where the link of that name points to, until the next call: empty
+// where it can't be read, cut off where it is long.
+func (d *directory) link(name string) []byte {
+	n, err := unix.Readlinkat(d.fd, name, d.target[:])
+	if err != nil {
+		return nil
+	}
+	return d.target[:n]
 }
 
 // ParseFDInfo reads the numbers from an fdinfo file of a BPF object, such as

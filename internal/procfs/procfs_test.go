@@ -206,3 +206,11 @@ func TestAProcessIsTheOneThatHasItsPidAndStart(t *testing.T) {
 		t.Error("this process has no name")
 	}
 }
+
+func BenchmarkScan(b *testing.B) {
+	for b.Loop() {
+		if _, err := Scan(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
