@@ -166,7 +166,7 @@ func vethMaxMTU() int {
 
 // addUnfit finds out what is wrong with the program, or with the place.
 func (h *Hook) addUnfit(e *Error, c change) {
-	_, err := h.device(e.Op)
+	d, err := h.device(e.Op)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		// To a new link the kernel gives this answer.
@@ -182,10 +182,28 @@ func (h *Hook) addUnfit(e *Error, c change) {
 		e.Err = ErrNotSupported
 		e.Detail = fmt.Sprintf("%s does not offload programs", h.name)
 		e.Hint = "use mode native"
+	case c.prog != nil && c.modeOr(h.mode) != Generic:
+		e.addDriver(h.name, d.MTU)
 	default:
 		e.Err = ErrInvalid
 		e.Detail = "the kernel does not attach this program here"
 		e.Hint = "load it for the XDP hook of an interface"
+	}
+}
+
+// addDriver says what a driver may mean that refuses a good program. Many answer
+// so to what others have errnos of their own for, and their own words, where they
+// have some, come with an answer of netlink only.
+func (e *Error) addDriver(name string, mtu int) {
+	e.Err = ErrNotSupported
+	e.Detail = fmt.Sprintf("the driver of %s refuses the program as things are: the MTU", name)
+	if mtu != 0 { // could be read
+		e.Detail += fmt.Sprintf(" of %d", mtu)
+	}
+	e.Detail += " may be too large for it, LRO or another receive offload in the way, or the number of queues"
+	e.Hint = `lower the MTU or build the program with SEC("xdp.frags"), switch LRO off, or use mode generic`
+	if e.Extack == "" {
+		e.Detail += "; the kernel's log may say which"
 	}
 }
 
