@@ -59,7 +59,7 @@ func (a *app) attachWhile(h *xdp.Hook, p *object.Loaded, name string, pid int) e
 		return err
 	}
 	defer state.Close()
-	result, err := a.render(func() error { return a.printAt(state, h, p, "attached") })
+	result, err := a.render(func() error { return a.printAt(state, h, p, "attached", true) })
 	if err != nil {
 		return err
 	}
