@@ -306,9 +306,10 @@ func FuzzRead(f *testing.F) {
 		}
 		for _, p := range o.Programs() {
 			o.RunConfig(p.Name)
-			o.digest(&ebpf.ProgramSpec{Name: p.Name})
-			if spec, err := o.choose(Choice{Name: p.Name}); err == nil {
-				o.extract(spec, LoadOptions{})
+			if chosen, err := o.choose(Choice{Name: p.Name}); err == nil {
+				if spec, err := o.extract(chosen, LoadOptions{}); err == nil {
+					o.digest(spec.Programs[p.Name])
+				}
 			}
 		}
 		for _, v := range o.Variables() {

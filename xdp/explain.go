@@ -167,11 +167,15 @@ func vethMaxMTU() int {
 // addUnfit finds out what is wrong with the program, or with the place.
 func (h *Hook) addUnfit(e *Error, c change) {
 	d, err := h.device(e.Op)
+	bound := false
+	if c.prog != nil {
+		bound, _ = kernel.DeviceBound(c.prog.FD())
+	}
 	switch {
 	case errors.Is(err, ErrNotFound):
 		// To a new link the kernel gives this answer.
 		e.Err, e.Detail, e.Hint = ErrNotFound, interfaceGone, hintFindAnew
-	case c.prog != nil && kernel.DeviceBound(c.prog.FD()):
+	case bound:
 		e.Err = ErrDeviceBound
 		e.Detail = fmt.Sprintf("the program was loaded for another device than %s, or for the devmap or cpumap attach type", h.name)
 		if c.modeOr(h.mode) == Generic {
@@ -292,11 +296,19 @@ func (l *Link) checkBound(o ReplaceOptions) error {
 	if l.unbound.has(o.Program) {
 		return nil
 	}
-	if !kernel.DeviceBound(o.Program.FD()) {
+	e := &Error{Op: "replace", Hook: l.place.String(), Err: ErrDeviceBound}
+	bound, err := kernel.DeviceBound(o.Program.FD())
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return nil // bpf(2) is closed, and that is the replace's to say
+	case err != nil:
+		e.Err, e.Detail = ErrUnexpected, "find out whether the program is device-bound: "+err.Error()
+		errors.As(err, &e.Errno)
+		return e
+	case !bound:
 		l.unbound.add(o.Program)
 		return nil
 	}
-	e := &Error{Op: "replace", Hook: l.place.String(), Err: ErrDeviceBound}
 	hook := l.at(o.Hook)
 	info, err := l.Info()
 	switch {
