@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -331,15 +333,37 @@ func (e *entry) programID(at *xdp.Attachment) uint32 {
 	return 0
 }
 
-// pinArrays keeps the program arrays of a program alive.
+// pinArrays keeps the program arrays of a program alive. They are pinned already
+// where the program is replaced by itself.
 func (a *Arbiter) pinArrays(_ locked, key string, p *object.Loaded, id uint32) error {
 	for i, name := range p.ProgramArrays() {
 		path := a.root.Path(key, fmt.Sprintf("%s%d_%d", arrayPrefix, id, i))
-		if err := kernel.Pin(kernel.FD(p.Maps[name].FD()), path); err != nil {
+		err := kernel.Pin(kernel.FD(p.Maps[name].FD()), path)
+		if errors.Is(err, os.ErrExist) && isPinnedAt(p.Maps[name], path) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("pin program array %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// isPinnedAt tells whether the pin at the path is of that very map.
+func isPinnedAt(m *ebpf.Map, path string) bool {
+	pinned, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return false
+	}
+	defer pinned.Close()
+	there, err1 := pinned.Info()
+	own, err2 := m.Info()
+	if err1 != nil || err2 != nil {
+		return false
+	}
+	thereID, ok1 := there.ID()
+	ownID, ok2 := own.ID()
+	return ok1 && ok2 && thereID == ownID
 }
 
 // removeArrays unpins the program arrays of all programs but one.

@@ -59,8 +59,10 @@ type Loaded struct {
 	Maps      map[string]*ebpf.Map // by name in the object, also .rodata and the like
 	RunConfig RunConfig
 
-	// Digest identifies what was loaded, in 64 hex digits: the same for the
-	// same file, program and values of variables, and for nothing else.
+	// Digest identifies what was asked for, in 64 hex digits: the same for the
+	// same file, program, values of variables, expected attach type and device,
+	// and for nothing else. It knows nothing of maps that were made elsewhere:
+	// pinned ones and replacements.
 	Digest string
 
 	VerifierLog string // what LogLevel asked for
@@ -163,7 +165,7 @@ func (o *Object) load(opts LoadOptions) (*Loaded, error) {
 		Program:   coll.Programs[info.Name],
 		Maps:      coll.Maps,
 		RunConfig: rc,
-		Digest:    o.digest(info.Name),
+		Digest:    o.digest(spec.Programs[info.Name]),
 	}
 	l.VerifierLog = l.Program.VerifierLog
 	// The programs in a program array are held by the array.

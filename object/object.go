@@ -299,10 +299,10 @@ func (o *Object) listTypes() string {
 	return strings.Join(s, ", ")
 }
 
-// digest identifies what a load of the program puts into the kernel: the file,
-// the program and the values of all variables. Equal digests mean equal
-// programs, however they were asked for.
-func (o *Object) digest(program string) string {
+// digest identifies what a load of the program, as it is extracted, asks for:
+// the file, the program with its types and device, and the values of all
+// variables.
+func (o *Object) digest(p *ebpf.ProgramSpec) string {
 	h := sha256.New()
 	h.Write(o.elf[:])
 	field := func(b []byte) {
@@ -310,7 +310,12 @@ func (o *Object) digest(program string) string {
 		_ = binary.Write(h, binary.LittleEndian, uint64(len(b)))
 		h.Write(b)
 	}
-	field([]byte(program))
+	field([]byte(p.Name))
+	// The flags tell a program that is bound to the device from one that is
+	// offloaded to it.
+	for _, n := range []uint32{uint32(p.Type), uint32(p.AttachType), p.Ifindex, p.Flags} {
+		_ = binary.Write(h, binary.LittleEndian, n)
+	}
 	for _, name := range slices.Sorted(maps.Keys(o.spec.Variables)) {
 		field([]byte(name))
 		field(o.spec.Variables[name].Value)

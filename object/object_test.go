@@ -176,7 +176,24 @@ func TestTheDigestTellsWhatIsLoaded(t *testing.T) {
 		}
 		return o
 	}
-	filter := read(t, "filter").digest("filter")
+	load := func(o *Object, change func(*ebpf.ProgramSpec), opts LoadOptions) string {
+		chosen, err := o.choose(opts.Program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, err := o.extract(chosen, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := spec.Programs[chosen.Name]
+		if change != nil {
+			change(p)
+		}
+		return o.digest(p)
+	}
+	digest := func(o *Object) string { return load(o, nil, LoadOptions{}) }
+	with := func(opts LoadOptions) string { return load(read(t, "filter"), nil, opts) }
+	filter := digest(read(t, "filter"))
 	if len(filter) != 64 {
 		t.Errorf("digest %q is not 64 hex digits", filter)
 	}
@@ -184,17 +201,24 @@ func TestTheDigestTellsWhatIsLoaded(t *testing.T) {
 		digest string
 		same   bool
 	}{
-		"the same file again":              {read(t, "filter").digest("filter"), true},
-		"a variable set to what it was":    {set(t, read(t, "filter"), "drop_port=7777").digest("filter"), true},
-		"a variable set and set back":      {set(t, read(t, "filter"), "drop_port=1", "drop_port=0x1e61").digest("filter"), true},
-		"a variable set":                   {set(t, read(t, "filter"), "drop_port=1").digest("filter"), false},
-		"a variable that is not used":      {set(t, read(t, "filter"), "version=2").digest("filter"), false},
-		"another program of the same file": {read(t, "filter").digest("other"), false},
-		"the same program name in another": {read(t, "gate").digest("filter"), false},
+		"the same file again":              {digest(read(t, "filter")), true},
+		"a variable set to what it was":    {digest(set(t, read(t, "filter"), "drop_port=7777")), true},
+		"a variable set and set back":      {digest(set(t, read(t, "filter"), "drop_port=1", "drop_port=0x1e61")), true},
+		"a variable set":                   {digest(set(t, read(t, "filter"), "drop_port=1")), false},
+		"a variable that is not used":      {digest(set(t, read(t, "filter"), "version=2")), false},
+		"another program of the same file": {load(read(t, "filter"), func(p *ebpf.ProgramSpec) { p.Name = "other" }, LoadOptions{}), false},
+		"the same program name in another": {load(read(t, "gate"), func(p *ebpf.ProgramSpec) { p.Name = "filter" }, LoadOptions{}), false},
+		"the verifier's log asked for":     {with(LoadOptions{LogLevel: ebpf.LogLevelStats}), true},
+		"another expected attach type":     {with(LoadOptions{NoAttachType: true}), false},
+		"bound to a device":                {with(LoadOptions{Ifindex: 1}), false},
 	} {
 		if same := c.digest == filter; same != c.same {
 			t.Errorf("%s: same digest is %v, want %v", name, same, c.same)
 		}
+	}
+	bound := with(LoadOptions{Ifindex: 1})
+	if bound == with(LoadOptions{Ifindex: 2}) || bound == with(LoadOptions{Ifindex: 1, Offload: true}) {
+		t.Error("another device, or the program on it, is the same digest")
 	}
 }
 
@@ -282,9 +306,10 @@ func FuzzRead(f *testing.F) {
 		}
 		for _, p := range o.Programs() {
 			o.RunConfig(p.Name)
-			o.digest(p.Name)
-			if spec, err := o.choose(Choice{Name: p.Name}); err == nil {
-				o.extract(spec, LoadOptions{})
+			if chosen, err := o.choose(Choice{Name: p.Name}); err == nil {
+				if spec, err := o.extract(chosen, LoadOptions{}); err == nil {
+					o.digest(spec.Programs[p.Name])
+				}
 			}
 		}
 		for _, v := range o.Variables() {

@@ -39,8 +39,6 @@ type member struct {
 }
 
 // startContest starts the contenders, each with its number as last argument.
-// Namespaces must be made before: a contender dies with the thread that
-// started it, and making a namespace uses up a thread.
 func startContest(t *testing.T, command string, args ...string) *contest {
 	t.Helper()
 	c := &contest{}

@@ -328,6 +328,30 @@ func TestTheSameIndexInTwoNamespacesIsTwoHooks(t *testing.T) {
 	p.wantEntries(0)
 }
 
+func TestAProgramIsReplacedByItself(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		p := newPlace(t)
+		l := load(t, "tailcall")
+		p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: l, Name: "jumps", Shared: shared}))
+		for range 2 {
+			p.must(p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: l, Expect: xdp.Expect(l.Program)}))
+			p.wantAttached(p.hook, l)
+		}
+		// Another program's arrays are never taken for its own.
+		array := filepath.Join(p.entry(), fmt.Sprintf("array_%d_0", id(p, l)))
+		if err := os.Remove(array); err != nil {
+			t.Fatal(err)
+		}
+		pin(t, array, load(t, "tailcall"), l.ProgramArrays()[0])
+		_, err := p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: l, Expect: xdp.Any})
+		if !errors.Is(err, os.ErrExist) {
+			t.Errorf("with another array in its place: %v", err)
+		}
+		p.wantAttached(p.hook, l)
+		p.detach(p.hook)
+	}
+}
+
 func TestProgramArraysLiveAsLongAsTheirProgram(t *testing.T) {
 	p := newPlace(t)
 	arrays := func() int {

@@ -89,7 +89,7 @@ func (a *app) attach(c *cobra.Command, r arbiter.AttachRequest) error {
 	if err != nil {
 		return err
 	}
-	if err := a.printAt(state, r.Hook, r.Program, "attached"); err != nil {
+	if err := a.printAt(state, r.Hook, r.Program, "attached", r.Expect.IsZero() || r.Expect == xdp.Empty); err != nil {
 		return err
 	}
 	a.acknowledge(ack)

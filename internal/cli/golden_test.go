@@ -130,7 +130,7 @@ func TestStatusIsPrintedAsItWas(t *testing.T) {
 
 func TestAnAttachmentIsPrintedAsItWas(t *testing.T) {
 	for name, s := range map[string]arbiter.Status{"attachment": permanent, "attachment-held": heldByTwo, "attachment-shared": shared} {
-		attachment := func(a *app) error { return a.printAttachment(&s, "attached", xdp.Auto) }
+		attachment := func(a *app) error { return a.printAttachment(&s, "attached") }
 		golden(t, name+".json", printed(t, "json", attachment))
 		golden(t, name+".table", printed(t, "table", attachment))
 	}

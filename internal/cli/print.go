@@ -36,8 +36,9 @@ func (a *app) printJSON(kind string, result any) error {
 	return e.Encode(envelope{envelopeVersion, kind, result})
 }
 
-// printAt says what was done at the hook with the program.
-func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, p *object.Loaded, done string) error {
+// printAt says what was done at the hook with the program, and whether the hook
+// was empty before.
+func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, p *object.Loaded, done string, wasEmpty bool) error {
 	s, err := state.At(h)
 	if err != nil {
 		return err
@@ -56,13 +57,14 @@ func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, p *object.Loaded, don
 		e.Rival = &s.Attachment
 		return e
 	}
-	return a.printAttachment(s, done, h.Mode())
-}
-
-func (a *app) printAttachment(s *arbiter.Status, done string, asked xdp.Mode) error {
-	if asked == xdp.Auto && s.Mode == xdp.Generic {
+	// What replaces another program has the mode of that one.
+	if wasEmpty && h.Mode() == xdp.Auto && s.Mode == xdp.Generic {
 		a.log.Info("the driver has no native mode, so the program runs in generic mode, which is slower", "interface", s.Interface)
 	}
+	return a.printAttachment(s, done)
+}
+
+func (a *app) printAttachment(s *arbiter.Status, done string) error {
 	if a.json() {
 		return a.printJSON("attachment", s)
 	}

@@ -64,7 +64,7 @@ the one that --expect names, is still attached when the new one is loaded.`,
 			if err != nil {
 				return err
 			}
-			if err := a.printAt(state, h, loaded, "replaced"); err != nil {
+			if err := a.printAt(state, h, loaded, "replaced", false); err != nil {
 				return err
 			}
 			a.acknowledge(ack)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"runtime"
 	"syscall"
 
@@ -100,9 +99,8 @@ func (a *app) command(path string, args []string) error {
 	// started the child, so the thread has to stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals)
-	defer signal.Stop(signals)
+	signals, stop := signals()
+	defer stop()
 	cmd := exec.Command(path)
 	cmd.Args = args
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.env.Stdin, a.env.Stdout, a.env.Stderr
@@ -134,8 +132,8 @@ func (a *app) command(path string, args []string) error {
 // passOn tells whether the command should get a signal that holdfast got.
 func passOn(s os.Signal) bool {
 	switch s {
-	case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
-		return false // holdfast's own: its child, its scheduler, its output
+	case unix.SIGCHLD, unix.SIGPIPE:
+		return false // holdfast's own: its child, its output
 	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
 		// From the terminal the whole foreground process group has it.
 		return !inForeground()
@@ -155,7 +153,8 @@ func inForeground() bool {
 	}
 	defer tty.Close()
 	group, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
-	return err == nil && group == unix.Getpgrp()
+	// The terminal may be of another process namespace, where both are 0.
+	return err == nil && group > 0 && group == unix.Getpgrp()
 }
 
 func exitStatus(err error) error {

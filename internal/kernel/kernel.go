@@ -307,8 +307,9 @@ func OpenPin(path string) (FD, error) {
 // expected attach type that runs on none), which the kernel does not say
 // anywhere else. BPF_PROG_TEST_RUN refuses such a program with EINVAL before it
 // reads its arguments, and others with EFAULT when it does, because the packet
-// lies at an address that nobody has: the program never runs.
-func DeviceBound(progFD int) bool {
+// lies at an address that nobody has: the program never runs. One that is
+// offloaded can't be run at all. Any other answer is the error.
+func DeviceBound(progFD int) (bool, error) {
 	attr := struct {
 		progFD, retval          uint32
 		dataSizeIn, dataSizeOut uint32
@@ -320,5 +321,14 @@ func DeviceBound(progFD int) bool {
 		_                       uint32
 	}{progFD: uint32(progFD), dataSizeIn: 64, dataIn: 1}
 	_, err := bpf(unix.BPF_PROG_TEST_RUN, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	return err != nil && !errors.Is(err, unix.EFAULT) && !errors.Is(err, unix.EPERM)
+	switch {
+	case errors.Is(err, unix.EFAULT):
+		return false, nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, eNOTSUPP):
+		return true, nil
+	}
+	return false, err
 }
+
+// eNOTSUPP is the kernel's internal ENOTSUPP, which bpf(2) lets escape.
+const eNOTSUPP = unix.Errno(524)

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/testbed"
@@ -68,6 +69,24 @@ func Command(name string, args ...string) *exec.Cmd {
 // CommandEnv is what makes the test binary run a command, for those who start
 // it themselves.
 func CommandEnv(name string) string { return commandEnv + "=" + name }
+
+// Drop gives up capabilities of the whole process, for good.
+func Drop(caps ...int) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return err
+	}
+	for _, c := range caps {
+		data[c/32].Effective &^= 1 << (c % 32)
+		data[c/32].Permitted &^= 1 << (c % 32)
+	}
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data)), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
 
 func fatal(err error) {
 	fmt.Fprintln(os.Stderr, "kerneltest:", err)

@@ -185,7 +185,8 @@ func (id ID) String() string {
 
 // Found is a namespace that some process is in, or that has a name.
 type Found struct {
-	// Spec opens it.
+	// Spec opens it: a name, or the path of a process's, because a pid can be
+	// the name of another.
 	Spec string
 	// Names are all its names and, where it has none, the lowest pid in it.
 	Names []string
@@ -197,25 +198,25 @@ type Found struct {
 func All() ([]Found, error) {
 	var found []Found
 	byInode := map[uint64]int{}
-	add := func(path, spec string) {
+	add := func(path, spec, name string) {
 		var st unix.Stat_t
 		if unix.Stat(path, &st) != nil {
 			return
 		}
 		if i, ok := byInode[st.Ino]; ok {
 			if strings.HasPrefix(path, NamedDir) {
-				found[i].Names = append(found[i].Names, spec)
+				found[i].Names = append(found[i].Names, name)
 			}
 			return
 		}
 		f := Found{Spec: spec, Inode: st.Ino}
-		if spec != "" {
-			f.Names = []string{spec}
+		if name != "" {
+			f.Names = []string{name}
 		}
 		byInode[st.Ino] = len(found)
 		found = append(found, f)
 	}
-	add("/proc/thread-self/ns/net", "")
+	add("/proc/thread-self/ns/net", "", "")
 	// Names before processes: a name says more.
 	named, err := os.ReadDir(NamedDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -227,7 +228,7 @@ func All() ([]Found, error) {
 		if unix.Statfs(path, &fs) != nil || fs.Type != unix.NSFS_MAGIC {
 			continue // a name whose namespace is not mounted here
 		}
-		add(path, e.Name())
+		add(path, e.Name(), e.Name())
 	}
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
@@ -235,7 +236,8 @@ func All() ([]Found, error) {
 	}
 	for _, e := range procs {
 		if _, err := strconv.ParseUint(e.Name(), 10, 31); err == nil {
-			add(filepath.Join("/proc", e.Name(), "ns/net"), e.Name())
+			path := filepath.Join("/proc", e.Name(), "ns/net")
+			add(path, path, e.Name())
 		}
 	}
 	return found, nil

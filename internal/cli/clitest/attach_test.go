@@ -402,8 +402,12 @@ func TestModesAreKeptApart(t *testing.T) {
 	if m.generic() != at.Program.ID {
 		t.Error("it was detached")
 	}
-	if again := decode[arbiter.Status](m.holdfast("replace", m.NearName, object, "-o", "json"), "attachment"); again.Mode != xdp.Generic {
+	r := m.holdfast("replace", m.NearName, object, "-o", "json")
+	if again := decode[arbiter.Status](r, "attachment"); again.Mode != xdp.Generic {
 		t.Errorf("replaced it in mode %s", again.Mode)
+	}
+	if strings.Contains(r.err, "no native mode") {
+		t.Errorf("%s\nof a driver that has it", r)
 	}
 	m.holdfast("detach", m.NearName, "--mode", "generic").succeeds()
 	if m.generic() != 0 {

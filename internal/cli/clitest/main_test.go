@@ -56,6 +56,14 @@ func child(verb string, args []string) int {
 		fmt.Println(os.Getpid())
 		fmt.Println(<-signals)
 		return 3
+	case "ignoring":
+		// What nohup does, and a shell to a job in the background.
+		signal.Ignore(unix.SIGHUP, unix.SIGINT)
+		fmt.Fprintln(os.Stderr, unix.Exec(self, append([]string{self}, args...), os.Environ()))
+		return 1
+	case "tell ignored":
+		fmt.Println(signal.Ignored(unix.SIGHUP), signal.Ignored(unix.SIGINT), signal.Ignored(unix.SIGTERM))
+		return waitForInput()
 	case "copy":
 		io.Copy(os.Stdout, os.Stdin)
 		fmt.Fprintln(os.Stderr, strings.Join(args, "|"))
@@ -116,6 +124,8 @@ func (m *machine) with(t testing.TB) *machine { return &machine{m.Veth, t, m.sta
 func (m *machine) command(args ...string) *exec.Cmd {
 	cmd := kerneltest.Command("holdfast", args...)
 	cmd.Env = append(cmd.Env, "HOLDFAST_BPFFS="+m.state, "TZ=UTC")
+	// Not of the terminal that the tests may be started from.
+	cmd.SysProcAttr.Setsid = true
 	// Who keeps the output open after the command's end is a bug.
 	cmd.WaitDelay = 10 * time.Second
 	return cmd

@@ -3,10 +3,12 @@ package clitest
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -74,6 +76,25 @@ func TestRunPassesSignalsOn(t *testing.T) {
 			}
 			m.holds(0)
 		})
+	}
+}
+
+func TestWhatHoldfastIsToIgnoreItsCommandIgnores(t *testing.T) {
+	m := newMachine(t)
+	p := m.start(m.command(append([]string{"child", "ignoring"}, m.run("tell ignored")...)...))
+	if got := p.line(); got != "true true false" {
+		t.Errorf("the command ignores SIGHUP, SIGINT, SIGTERM: %s", got)
+	}
+	for _, pid := range []int{p.cmd.Process.Pid, p.pid()} {
+		for _, s := range []unix.Signal{unix.SIGHUP, unix.SIGINT} {
+			if err := unix.Kill(pid, s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	p.input.Close()
+	if code := p.code(); code != 0 {
+		t.Errorf("exit code %d: %s", code, p.errOut)
 	}
 }
 
@@ -159,7 +180,7 @@ func TestRunStopsWithItsCommandAndGoesOnWithIt(t *testing.T) {
 	m := newMachine(t)
 	control, terminal := openTerminal(t)
 	cmd := m.command(append([]string{"child", "job"}, m.run("until killed")...)...)
-	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, true, 3
+	cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, 3
 	cmd.ExtraFiles = []*os.File{terminal}
 	p := m.start(cmd)
 	holdfast, child := p.pid(), p.pid()
@@ -215,6 +236,30 @@ func (m *machine) holder(comm string) int {
 		m.t.Fatalf("status is %+v, want one holder", found)
 	}
 	return found[0].Holders[0].PID
+}
+
+func TestTheHolderKeepsNothingOfItsCallerOpen(t *testing.T) {
+	m := newMachine(t)
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	defer in.Close()
+	cmd := m.command("attach", m.NearName, kerneltest.ObjectFile(t, "pass"), "--while-pid", itoa(os.Getpid()))
+	cmd.ExtraFiles = []*os.File{in, in, in, in, in, in, in, in} // among them those that the holder has its own at
+	m.finish(m.Near, cmd).succeeds()
+	in.Close()
+	if err := out.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the pipe is still open: %v", err)
+	}
+	if err := unix.Kill(m.holder("holdfast"), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	m.empties()
 }
 
 func TestWhilePIDEndsWithItsHolder(t *testing.T) {

@@ -90,6 +90,7 @@ func TestStatusFindsAllNamespaces(t *testing.T) {
 	inhabitant := m.command("child", "until killed")
 	m2 := &machine{&kerneltest.Veth{Near: other, NearName: "other0"}, t, m.state}
 	pid := m2.start(inhabitant).pid()
+	m.Far.Name(t, itoa(pid)) // a name that is another namespace's pid
 	object := kerneltest.ObjectFile(t, "pass")
 	first := m.attach("filter", "--name", "first")
 	second := decode[arbiter.Status](m2.holdfast("attach", "other0", object, "--name", "second", "-o", "json"), "attachment")
@@ -109,8 +110,8 @@ func TestStatusFindsAllNamespaces(t *testing.T) {
 				t.Errorf("the first is %+v", s)
 			}
 		case "second":
-			if !strings.Contains(s.Namespace, itoa(pid)) || s.Interface != "other0" || s.LinkID != second.LinkID || s.Lifetime != arbiter.Permanent {
-				t.Errorf("the second is %+v, want a namespace of process %d", s, pid)
+			if s.Namespace != "/proc/"+itoa(pid)+"/ns/net" || s.Interface != "other0" || s.LinkID != second.LinkID || s.Lifetime != arbiter.Permanent {
+				t.Errorf("the second is %+v, want the namespace of process %d", s, pid)
 			}
 		default:
 			t.Errorf("status shows %+v", s)
