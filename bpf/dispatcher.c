@@ -3,8 +3,8 @@
  * other, by the protocol of libxdp. A member takes the place of one of the
  * functions prog0 to prog9 (freplace); which of them are in use, and after which
  * actions the chain goes on, is in conf, which is written before the program is
- * loaded. It is built once for each version of the protocol, with VERSION 1, 2
- * or 3. */
+ * loaded. It is built once for each version of the protocol, with VERSION 2 or
+ * 3. */
 #include <linux/bpf.h>
 
 #include <bpf/bpf_helpers.h>
@@ -14,31 +14,19 @@
 
 /* The layouts are the protocol's: other tools read and write them. */
 struct config {
-#if VERSION >= 2
 	__u8 magic;
 	__u8 version;
-#endif
 	__u8 members;
-#if VERSION >= 2
 	__u8 frags;
-#endif
 	__u32 proceed_on[SLOTS];
 	__u32 priority[SLOTS];
-#if VERSION >= 2
 	__u32 flags[SLOTS];
-#endif
 #if VERSION >= 3
 	__u8 device_bound;
 #endif
 };
 
 const volatile struct config conf;
-
-/* The version once more, in BTF: it is all that tells version 1. */
-__uint(dispatcher_version, VERSION) SEC("xdp_metadata");
-
-/* Tells Holdfast that it made this dispatcher. */
-__uint(made_by_holdfast, 1) SEC("xdp_metadata");
 
 /* The verifier allows a member only what it has seen of the function that the
  * member replaces: it takes ctx, which may be null here, returns any number,
@@ -74,13 +62,15 @@ SLOT(9)
                                                                          \
 		if (conf.members < (n) + 1)                              \
 			return XDP_PASS;                                 \
-		ret = prog##n(ctx);                                      \
+		ret = prog##n(holdfast_ctx);                             \
 		if (!((1U << (ret & 31)) & conf.proceed_on[n]))          \
 			return ret;                                      \
 	} while (0)
 
+/* The name of the parameter, which the kernel keeps in BTF, is what Holdfast
+ * knows its own dispatchers by. */
 SEC("xdp")
-int xdp_dispatcher(struct xdp_md *ctx)
+int xdp_dispatcher(struct xdp_md *holdfast_ctx)
 {
 	CALL(0);
 	CALL(1);

@@ -335,12 +335,12 @@ func (b *build) close() {
 }
 
 // build loads a dispatcher and attaches the planned members to it.
-func (c *Chains) build(r request, there *snapshot, adds additions, planned []item) (b *build, err error) {
+func (c *Chains) build(r request, there *snapshot, adds additions, planned []item) (_ *build, err error) {
 	conf, err := planConf(planned, there.Version)
 	if err != nil {
 		return nil, r.explain(err)
 	}
-	b = &build{plan: planned}
+	b := &build{plan: planned}
 	load := func() (err error) {
 		b.dispatcher, err = loadDispatcher(conf, r.hook.Index())
 		return err

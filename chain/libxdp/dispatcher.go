@@ -14,14 +14,12 @@ import (
 // those that do not exist.
 //
 //go:generate -command bpf2go go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -mcpu=v1 -Wall -Wextra -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu"
-//go:generate bpf2go dispatcherV1 ../../bpf/dispatcher.c -- -DVERSION=1
 //go:generate bpf2go dispatcherV2 ../../bpf/dispatcher.c -- -DVERSION=2
 //go:generate bpf2go dispatcherV3 ../../bpf/dispatcher.c -- -DVERSION=3
 
 // specs are the dispatchers, parsed when they are first needed. What is loaded
 // is a copy.
 var specs = map[int]func() (*ebpf.CollectionSpec, error){
-	1: sync.OnceValues(loadDispatcherV1),
 	2: sync.OnceValues(loadDispatcherV2),
 	3: sync.OnceValues(loadDispatcherV3),
 }

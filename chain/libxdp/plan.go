@@ -275,6 +275,12 @@ func planConf(planned []item, found int) (conf, error) {
 		c.deviceBound = it.deviceBound // of all or of none
 	}
 	switch {
+	case found == 1:
+		return conf{}, &refusal{
+			xdp.ErrNotSupported,
+			"the chain's dispatcher is of version 1, which only libxdp before 1.3 makes and can read",
+			"change it with the tool that made it, or detach it as a whole and add its programs anew",
+		}
 	case found == 0 && c.deviceBound:
 		c.version = 3
 	case found == 0:
@@ -285,9 +291,6 @@ func planConf(planned []item, found int) (conf, error) {
 			fmt.Sprintf("the chain's dispatcher is of version %d, and only version 3 can be bound to a device", found),
 			"load the programs for no device, or remove all members and add them anew",
 		}
-	}
-	if c.version < 2 {
-		c.frags = false // There is no place for it.
 	}
 	return c, nil
 }

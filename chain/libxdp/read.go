@@ -123,17 +123,14 @@ func (c *Chains) readDispatcher(ctx context.Context, h *xdp.Hook, s *snapshot, i
 	if err != nil {
 		return true, fmt.Errorf("the dispatcher's type information can't be read: %w", err)
 	}
-	s.MadeBy = MadeByOther
-	if _, ok := metadata(types, "made_by_holdfast"); ok {
-		s.MadeBy = MadeByHoldfast
-	}
+	s.MadeBy = madeBy(types)
 	data, err := readOnlyData(info)
 	if err != nil {
 		return true, fmt.Errorf("the dispatcher's configuration can't be read: %w", err)
 	}
 	version, ok := versionOf(data)
 	if !ok {
-		if version, ok = metadata(types, "dispatcher_version"); !ok {
+		if version, ok = versionInTypes(types); !ok {
 			return true, errors.New("the dispatcher tells no version")
 		}
 	}
@@ -187,16 +184,17 @@ func typesOf(id uint32) (*btf.Spec, error) {
 	return h.Spec(nil)
 }
 
-// metadata reads a number from the BTF's section xdp_metadata: a variable that
-// points to an array of as many elements.
-func metadata(types *btf.Spec, name string) (int, bool) {
+// versionInTypes reads the version that the dispatcher's BTF tells: in the
+// section xdp_metadata, the number of elements of an array that a variable points
+// to.
+func versionInTypes(types *btf.Spec) (int, bool) {
 	var section *btf.Datasec
 	if types.TypeByName("xdp_metadata", &section) != nil {
 		return 0, false
 	}
 	for _, v := range section.Vars {
 		variable, ok := v.Type.(*btf.Var)
-		if !ok || variable.Name != name {
+		if !ok || variable.Name != "dispatcher_version" {
 			continue
 		}
 		pointer, ok := btf.UnderlyingType(variable.Type).(*btf.Pointer)
@@ -210,6 +208,20 @@ func metadata(types *btf.Spec, name string) (int, bool) {
 		return int(array.Nelems), true
 	}
 	return 0, false
+}
+
+// madeBy tells whose dispatcher it is, by the name that bpf/dispatcher.c gives
+// to the parameter of its main function. The program's tag would tell one build
+// of it only.
+func madeBy(types *btf.Spec) string {
+	var f *btf.Func
+	if types.TypeByName(dispatcherName, &f) != nil {
+		return MadeByOther
+	}
+	if proto, ok := f.Type.(*btf.FuncProto); ok && len(proto.Params) == 1 && proto.Params[0].Name == "holdfast_ctx" {
+		return MadeByHoldfast
+	}
+	return MadeByOther
 }
 
 // slotFunctions are the type ids of the functions where the member of each slot
