@@ -206,7 +206,7 @@ func (o *Object) extract(chosen *ebpf.ProgramSpec, opts LoadOptions) (*ebpf.Coll
 		if p.Type == ebpf.UnspecifiedProgram {
 			p.Type, p.AttachType = ebpf.XDP, ebpf.AttachXDP
 		}
-		if opts.Extend != nil {
+		if opts.Extend != nil && p.Name == chosen.Name { // What it tail-calls extends nothing.
 			p.Type, p.AttachType, p.Flags = ebpf.Extension, ebpf.AttachNone, p.Flags&^unix.BPF_F_XDP_HAS_FRAGS
 			p.AttachTarget, p.AttachTo = opts.Extend.Target, opts.Extend.Function
 			spec.Programs[p.Name] = p
