@@ -420,7 +420,7 @@ func (t *trial) freplace() (string, error) {
 		if err := returns(dispatcher, actionPass); err != nil {
 			return err
 		}
-		l, err := kernel.LinkCreateExtension(extension.FD())
+		l, err := kernel.LinkCreateExtension(extension.FD(), 0, 0)
 		if err != nil {
 			return fmt.Errorf("attach an extension: %w", err)
 		}
