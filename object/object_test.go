@@ -116,13 +116,13 @@ func (zeroes) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), 
 
 func TestAllProgramsAreListed(t *testing.T) {
 	want := []ProgramInfo{
-		{Name: "first", Section: "xdp", Type: ebpf.XDP},
-		{Name: "second", Section: "xdp/second", Type: ebpf.XDP},
+		{Name: "first", Section: "xdp", Type: ebpf.XDP, Instructions: 3},
+		{Name: "second", Section: "xdp/second", Type: ebpf.XDP, Instructions: 3},
 	}
 	if diff := cmp.Diff(want, read(t, "two").Programs()); diff != "" {
 		t.Error(diff)
 	}
-	want = []ProgramInfo{{Name: "xdp_frags", Section: "xdp.frags", Type: ebpf.XDP, Frags: true}}
+	want = []ProgramInfo{{Name: "xdp_frags", Section: "xdp.frags", Type: ebpf.XDP, Frags: true, Instructions: 2}}
 	if diff := cmp.Diff(want, read(t, "frags").Programs()); diff != "" {
 		t.Error(diff)
 	}

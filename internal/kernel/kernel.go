@@ -80,9 +80,10 @@ func LinkCreateXDP(progFD, ifindex int, flags uint32) (FD, error) {
 }
 
 // LinkCreateExtension attaches an extension in the place of a function of the
-// target, given by its type id in the target's BTF, and returns the link. Both 0
-// are the function that it was loaded for. The function is taken until the link ends: EBUSY. One extension can be attached in
-// several places. Since Linux 5.10.
+// target, given by its type id in the target's BTF, and returns the link; 0 and
+// 0 stand for the function that it was loaded for. The function is taken until
+// the link ends: EBUSY. One extension can be attached in several places. Since
+// Linux 5.10.
 func LinkCreateExtension(progFD, targetFD int, function uint32) (FD, error) {
 	attr := linkCreateAttr{progFD: uint32(progFD), targetFD: uint32(targetFD), targetBTFID: function}
 	fd, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
