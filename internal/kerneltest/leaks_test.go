@@ -16,8 +16,6 @@ import (
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
-func TestMain(m *testing.M) { Main(m, nil) }
-
 // fake is a test of which it is seen how it ends.
 type fake struct {
 	testing.TB
