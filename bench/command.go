@@ -133,6 +133,7 @@ func statuses(tools []tool) []contender {
 	for _, t := range tools {
 		if len(t.status) > 0 {
 			contenders = append(contenders, contender{t.name, func(c *clock) error {
+				rest()
 				return c.time(status, 1, func() error { return run(t.status) })
 			}})
 		}

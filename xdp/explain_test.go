@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -21,7 +22,7 @@ func TestADriverThatOnlySaysInvalidIsNotTakenForABadProgram(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			e := &Error{Op: "attach", Hook: "eth0", Errno: unix.EINVAL, Extack: c.extack}
 			e.addDriver("eth0", c.mtu)
-			if e.Err != ErrNotSupported {
+			if !errors.Is(e, ErrNotSupported) {
 				t.Errorf("it is %v", e.Err)
 			}
 			for _, want := range append(c.says, "xdp.frags", "mode generic") {

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"unsafe"
@@ -93,13 +92,22 @@ func fatal(err error) {
 	os.Exit(1)
 }
 
+// lockDir is what is locked. It is root's: a file where everybody may make files
+// could be another user's, and then root may not open it (fs.protected_regular).
+const lockDir = "/run/holdfast-kerneltest"
+
 // alone waits until no other package's kernel tests run, and locks them out
 // until the process ends.
 func alone() {
-	path := filepath.Join(os.TempDir(), "holdfast-kerneltest.lock")
-	lock, err := unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if os.Getuid() != 0 {
+		fatal(errors.New("tests on a kernel need root"))
+	}
+	if err := os.Mkdir(lockDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		fatal(err)
+	}
+	lock, err := unix.Open(lockDir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		fatal(fmt.Errorf("open %s: %w", path, err))
+		fatal(fmt.Errorf("open %s: %w", lockDir, err))
 	}
 	for {
 		err := unix.Flock(lock, unix.LOCK_EX)
@@ -107,7 +115,7 @@ func alone() {
 			return
 		}
 		if !errors.Is(err, unix.EINTR) {
-			fatal(fmt.Errorf("lock %s: %w", path, err))
+			fatal(fmt.Errorf("lock %s: %w", lockDir, err))
 		}
 	}
 }

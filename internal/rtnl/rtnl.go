@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -141,7 +142,11 @@ func (c *Conn) device(head []byte, ae *netlink.AttributeEncoder) (Device, error)
 	return ParseDevice(msgs[0].Data)
 }
 
-// Devices reads all interfaces of the namespace.
+// dumpTries is how often a list is read that changes while it is read.
+const dumpTries = 10
+
+// Devices reads all interfaces of the namespace. It fails where they change
+// faster than they can be listed.
 func (c *Conn) Devices() ([]Device, error) {
 	ae := netlink.NewAttributeEncoder()
 	ae.Uint32(unix.IFLA_EXT_MASK, skipStats)
@@ -149,7 +154,14 @@ func (c *Conn) Devices() ([]Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	msgs, err := c.execute(unix.RTM_GETLINK, netlink.Dump, append(ifinfo(0, 0, 0), attrs...))
+	request := append(ifinfo(0, 0, 0), attrs...)
+	msgs, err := c.execute(unix.RTM_GETLINK, netlink.Dump, request)
+	for try := 1; err == nil && interrupted(msgs); try++ {
+		if try == dumpTries {
+			return nil, fmt.Errorf("the interfaces changed %d times while they were listed: try again", try)
+		}
+		msgs, err = c.execute(unix.RTM_GETLINK, netlink.Dump, request)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +174,12 @@ func (c *Conn) Devices() ([]Device, error) {
 		devices = append(devices, d)
 	}
 	return devices, nil
+}
+
+// interrupted tells whether something came or went between the parts of a list,
+// so that another may be in none of them.
+func interrupted(msgs []netlink.Message) bool {
+	return slices.ContainsFunc(msgs, func(m netlink.Message) bool { return m.Header.Flags&netlink.DumpInterrupted != 0 })
 }
 
 // IsNotExist tells whether the interface was not there.
