@@ -102,10 +102,6 @@ func (s *Status) lifetime() Lifetime {
 // At reads what is attached at the hook, nil for nothing. It does not look for
 // holders.
 func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
-	entries, err := a.read()
-	if err != nil {
-		return nil, err
-	}
 	s, err := h.Query()
 	if err != nil {
 		return nil, err
@@ -114,7 +110,12 @@ func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
 	if at == nil {
 		return nil, nil
 	}
-	st := status(h.Namespace(), s, *at, find(entries, key(h.Namespace().ID(), h.Index(), at.Mode), at))
+	key := key(h.Namespace().ID(), h.Index(), at.Mode)
+	entries, err := a.readAbout(key, at)
+	if err != nil {
+		return nil, err
+	}
+	st := status(h.Namespace(), s, *at, find(entries, key, at))
 	st.Lifetime = Permanent
 	if st.Held == xdp.HeldByLink && st.Entry == "" {
 		st.Lifetime = Held
@@ -247,9 +248,13 @@ func everywhere(entries []*entry) (map[string]*xdp.Attachment, error) {
 
 // Explain adds what Holdfast knows of the rival to a conflict at the hook.
 func (a *Arbiter) Explain(h *xdp.Hook, conflict *xdp.Error) error {
-	entries, err := a.read()
-	if err != nil || conflict.Rival == nil {
+	if conflict.Rival == nil {
 		return conflict
 	}
-	return held(conflict, find(entries, key(h.Namespace().ID(), h.Index(), conflict.Rival.Mode), conflict.Rival))
+	key := key(h.Namespace().ID(), h.Index(), conflict.Rival.Mode)
+	entries, err := a.readAbout(key, conflict.Rival)
+	if err != nil {
+		return conflict
+	}
+	return held(conflict, find(entries, key, conflict.Rival))
 }
