@@ -86,20 +86,47 @@ func (a *Arbiter) read() ([]*entry, error) {
 		if !d.IsDir() || !isKey(d.Name()) {
 			continue // iproute2 makes directories in whichever bpffs it finds
 		}
-		e, err := a.readEntry(d.Name())
-		if errors.Is(err, os.ErrNotExist) {
-			continue // removed meanwhile
-		}
-		if errors.Is(err, errNotOurs) {
-			a.log("left alone what this Holdfast did not make", "entry", d.Name(), "error", err)
-			e, err = &entry{key: d.Name(), err: err}, nil
-		}
+		e, err := a.readIfThere(d.Name())
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, e)
+		if e != nil { // else removed meanwhile
+			entries = append(entries, e)
+		}
 	}
 	return entries, nil
+}
+
+// readAbout reads the entries that what is attached at the hook of that key can
+// be of, and the one of the key itself: no more than that one if nothing is
+// attached, or if it is of that. Attachments are many, and few have moved.
+func (a *Arbiter) readAbout(key string, at *xdp.Attachment) ([]*entry, error) {
+	if a.root == nil {
+		return nil, nil
+	}
+	own, err := a.readIfThere(key)
+	switch {
+	case err != nil:
+		return nil, err
+	case own != nil && (at == nil || own.fits(at)):
+		return []*entry{own}, nil
+	case at == nil:
+		return nil, nil
+	}
+	return a.read()
+}
+
+// readIfThere reads an entry, nil where there is none.
+func (a *Arbiter) readIfThere(key string) (*entry, error) {
+	e, err := a.readEntry(key)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if errors.Is(err, errNotOurs) {
+		a.log("left alone what this Holdfast did not make", "entry", key, "error", err)
+		return &entry{key: key, err: err}, nil
+	}
+	return e, err
 }
 
 func (a *Arbiter) readEntry(key string) (*entry, error) {
@@ -404,10 +431,6 @@ type hookState struct {
 // here reads what is attached at the hook, and completes or removes what a
 // killed process left there.
 func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
-	entries, err := a.read()
-	if err != nil {
-		return hookState{}, err
-	}
 	state, err := h.Query()
 	if err != nil {
 		return hookState{}, err
@@ -422,6 +445,10 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 			Op: "look at", Hook: h.String(), Err: xdp.ErrPermission,
 			Detail: "it can't be told how the program there is held", Hint: "changes need CAP_NET_ADMIN",
 		}
+	}
+	entries, err := a.readAbout(key, s.at)
+	if err != nil {
+		return s, err
 	}
 	if s.entry, err = find(entries, placeOf(h.Namespace(), state.Interface.Name, h.Index(), h.Mode()), s.at); err != nil {
 		return s, err

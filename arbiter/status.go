@@ -136,10 +136,6 @@ func (s *Status) lifetime() Lifetime {
 // At reads what is attached at the hook, nil for nothing. It does not look for
 // holders.
 func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
-	entries, err := a.read()
-	if err != nil {
-		return nil, err
-	}
 	s, err := h.Query()
 	if err != nil {
 		return nil, err
@@ -147,6 +143,10 @@ func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
 	at := s.At(h.Mode())
 	if at == nil {
 		return nil, nil
+	}
+	entries, err := a.readAbout(key(h.Namespace().ID(), h.Index(), at.Mode), at)
+	if err != nil {
+		return nil, err
 	}
 	st, err := status(h.Namespace(), s, *at, entries)
 	if err != nil {
@@ -285,11 +285,15 @@ func everywhere(entries []*entry) (map[string]*xdp.Attachment, error) {
 
 // Explain adds what Holdfast knows of the rival to a conflict at the hook.
 func (a *Arbiter) Explain(h *xdp.Hook, conflict *xdp.Error) error {
-	entries, err := a.read()
-	if err != nil || conflict.Rival == nil {
+	if conflict.Rival == nil {
 		return conflict
 	}
-	e, err := find(entries, placeOf(h.Namespace(), h.Name(), h.Index(), conflict.Rival.Mode), conflict.Rival)
+	p := placeOf(h.Namespace(), h.Name(), h.Index(), conflict.Rival.Mode)
+	entries, err := a.readAbout(p.key, conflict.Rival)
+	if err != nil {
+		return conflict
+	}
+	e, err := find(entries, p, conflict.Rival)
 	if err != nil {
 		return conflict
 	}

@@ -19,6 +19,7 @@ const (
 	shared    = "holdfast --shared"
 	xdpLoader = "xdp-loader"
 	ipLink    = "ip link"
+	doNothing = "a Go program that does nothing"
 )
 
 // tool is a command that attaches, in the words of its command line; an empty
@@ -102,6 +103,21 @@ func (w *world) commands(tools []tool) []contender {
 				}
 			}
 			return nil
+		}})
+	}
+	return contenders
+}
+
+// starts are commands that start and end, and do next to nothing in between.
+func starts(holdfast, nothing string) []contender {
+	var contenders []contender
+	for _, s := range []struct {
+		name string
+		line []string
+	}{{owned, []string{holdfast, "version"}}, {doNothing, []string{nothing}}} {
+		contenders = append(contenders, contender{s.name, func(c *clock) error {
+			rest()
+			return c.time(start, 1, func() error { return run(s.line) })
 		}})
 	}
 	return contenders

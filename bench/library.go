@@ -17,6 +17,7 @@ const (
 	replace = "replace"
 	detach  = "detach"
 	status  = "status"
+	start   = "start"
 
 	bare    = "bare calls"
 	door    = "internal/rtnl"

@@ -70,7 +70,11 @@ func (o *Objects) scanProcess(fds *directory, dir string, pid int) {
 		// descriptor has its fdinfo read.
 		var holders map[uint32][]Holder
 		var key string
-		switch string(fds.link(fd)) {
+		target, err := fds.link(fd)
+		if errors.Is(err, unix.EACCES) {
+			return // a process that may not be looked into: it is so for all
+		}
+		switch string(target) {
 		case "anon_inode:bpf_link", "anon_inode:bpf-link":
 			holders, key = o.Links, "link_id"
 		case "anon_inode:bpf-prog":
@@ -126,14 +130,14 @@ func (d *directory) names() ([]string, error) {
 	}
 }
 
-// link is where the link of that name points to, until the next call: empty
-// where it can't be read, cut off where it is long.
-func (d *directory) link(name string) []byte {
+// link is where the link of that name points to, until the next call, and cut
+// off where that is long.
+func (d *directory) link(name string) ([]byte, error) {
 	n, err := unix.Readlinkat(d.fd, name, d.target[:])
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	return d.target[:n]
+	return d.target[:n], nil
 }
 
 // ParseFDInfo reads the numbers from an fdinfo file of a BPF object, such as
