@@ -74,6 +74,7 @@ func TestOfEightThatAttachFirstAllSucceed(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	b := newBench(t)
 	b.needFreplace()
+	kerneltest.FillDispatcher(t)
 	type contender struct {
 		gate    io.Writer
 		reports *bufio.Scanner
