@@ -16,7 +16,7 @@ import (
 // The commands that do the same job.
 const (
 	owned     = "holdfast"
-	shared    = "holdfast --shared"
+	shared    = "holdfast --single"
 	xdpLoader = "xdp-loader"
 	ipLink    = "ip link"
 	doNothing = "a Go program that does nothing"
@@ -40,7 +40,7 @@ func tools(holdfast, iface, object string) []tool {
 		},
 		{
 			name:    shared,
-			attach:  []string{holdfast, "attach", iface, object, "--mode", "native", "--shared"},
+			attach:  []string{holdfast, "attach", iface, object, "--mode", "native", "--shared", "--single"},
 			replace: []string{holdfast, "replace", iface, object, "--mode", "native", "--expect", "any"},
 			detach:  []string{holdfast, "detach", iface},
 		},

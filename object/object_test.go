@@ -139,14 +139,18 @@ func TestOneProgramIsChosen(t *testing.T) {
 		"the only one needs no choice":    {"filter", Choice{}, "filter", nil, nil},
 		"by name":                         {"two", Choice{Name: "second"}, "second", nil, nil},
 		"by section":                      {"two", Choice{Section: "xdp"}, "first", nil, nil},
-		"by both":                         {"two", Choice{"second", "xdp/second"}, "second", nil, nil},
+		"by both":                         {"two", Choice{Name: "second", Section: "xdp/second"}, "second", nil, nil},
 		"of unknown type if named":        {"legacy", Choice{Name: "legacy"}, "legacy", nil, nil},
 		"of unknown type, by its section": {"legacy", Choice{Section: "prog"}, "legacy", nil, nil},
+		"the first":                       {"two", Choice{First: true}, "first", nil, nil},
+		"the first of a section":          {"mixed", Choice{Section: "xdp", First: true}, "sound", nil, nil},
+		"the first, of unknown type":      {"legacy", Choice{First: true}, "legacy", nil, nil},
 
 		"of several without a choice":    {"two", Choice{}, "", ErrAmbiguous, []string{"first (section xdp), second (section xdp/second)"}},
 		"of several in one section":      {"mixed", Choice{Section: "xdp"}, "", ErrAmbiguous, []string{"sound", "unsound"}},
+		"the first where there is none":  {"socket", Choice{First: true}, "", ErrNoProgram, []string{"SocketFilter"}},
 		"by a wrong name":                {"two", Choice{Name: "third"}, "", ErrNoProgram, []string{`named "third"`, "first", "second"}},
-		"by name and another's section":  {"two", Choice{"first", "xdp/second"}, "", ErrNoProgram, []string{`named "first" in section "xdp/second"`}},
+		"by name and another's section":  {"two", Choice{Name: "first", Section: "xdp/second"}, "", ErrNoProgram, []string{`named "first" in section "xdp/second"`}},
 		"of unknown type if not named":   {"legacy", Choice{}, "", ErrNoProgram, []string{"legacy (section prog", "choose it by name"}},
 		"of another type":                {"socket", Choice{}, "", ErrNoProgram, []string{"socket_pass", "SocketFilter"}},
 		"of another type, even if named": {"socket", Choice{Name: "socket_pass"}, "", ErrNoProgram, []string{"SocketFilter"}},
@@ -164,6 +168,17 @@ func TestOneProgramIsChosen(t *testing.T) {
 				t.Errorf("chose %s, want %s", p.Name, c.want)
 			}
 		})
+	}
+}
+
+func TestTheFirstProgramIsTheFirstInTheFileAndNotInTheAlphabet(t *testing.T) {
+	renamed := bytes.ReplaceAll(bpfprog.ELF("two"), []byte("first"), []byte("zirst"))
+	o, err := Read("renamed.o", bytes.NewReader(renamed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := o.Program(Choice{First: true}); err != nil || p.Name != "zirst" {
+		t.Errorf("chose %s, %v, want zirst", p.Name, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"time"
 
@@ -398,7 +399,7 @@ func (a *addition) load(r request, target *ebpf.Program, function string) (kerne
 		}
 		a.loaded = loaded
 		for _, name := range loaded.ProgramArrays() {
-			if m := loaded.Maps[name]; !m.IsPinned() && a.Load.MapReplacements[name] == nil {
+			if m := loaded.Maps[name]; !a.ArraysMayEmpty && !m.IsPinned() && a.Load.MapReplacements[name] == nil {
 				return -1, r.error(xdp.ErrInvalid,
 					fmt.Sprintf("the kernel would empty the program array %s of %q when this process ends, and its tail calls would fall through", name, a.Name),
 					"have it pinned by name, and give a directory to pin maps in")
@@ -446,6 +447,9 @@ func (c *Chains) swap(ctx context.Context, r request, there *snapshot, b *build)
 		return c.lockError(r.op, r.hook, err)
 	}
 	defer l.unlock()
+	if err := c.still(r, there); err != nil {
+		return err
+	}
 	index := r.hook.Index()
 	if err := l.pin(index, b.id, b.members); err != nil {
 		return r.error(xdp.ErrUnexpected, err.Error(), "look at what is in that directory")
@@ -457,6 +461,26 @@ func (c *Chains) swap(ctx context.Context, r request, there *snapshot, b *build)
 		return r.refused(err)
 	}
 	return nil
+}
+
+// still tells early, and for less than an attempt costs, that what was there is
+// no longer attached.
+func (c *Chains) still(r request, there *snapshot) error {
+	state, err := r.hook.Query()
+	if err != nil {
+		return err
+	}
+	var id uint32
+	now := state.At(r.hook.Mode())
+	if now != nil {
+		id = now.Program.ID
+	}
+	if there.expectation().Holds(id) {
+		return nil
+	}
+	e := r.error(xdp.ErrConflict, "", "")
+	e.Rival = now
+	return r.refused(e)
 }
 
 // tidyTimeout bounds what is done after the change is made, which is none of
@@ -478,6 +502,9 @@ func (c *Chains) tidy(h *xdp.Hook, old uint32) {
 		}
 	}
 	l, err := c.lock(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return // nobody has pinned anything
+	}
 	if err != nil {
 		c.log("old pins are left", "error", err)
 		return

@@ -344,7 +344,7 @@ func (r *Root) Lock(ctx context.Context, timeout time.Duration) (*Lock, error) {
 func LockDir(ctx context.Context, dir string, timeout time.Duration) (*Lock, error) {
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 10*time.Millisecond) {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("lock %s: %w", dir, context.Cause(ctx))
 		}

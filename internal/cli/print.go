@@ -57,11 +57,19 @@ func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, p *object.Loaded, don
 		e.Rival = &s.Attachment
 		return e
 	}
-	// What replaces another program has the mode of that one.
-	if wasEmpty && h.Mode() == xdp.Auto && s.Mode == xdp.Generic {
-		a.log.Info("the driver has no native mode, so the program runs in generic mode, which is slower", "interface", s.Interface)
+	if wasEmpty {
+		a.tellGeneric(h, s.Mode)
 	}
 	return a.printAttachment(s, done)
+}
+
+// tellGeneric says that the mode is not the one that would have been better. It
+// is for a hook that was empty: what comes in place of another program has the
+// mode of that one.
+func (a *app) tellGeneric(h *xdp.Hook, got xdp.Mode) {
+	if h.Mode() == xdp.Auto && got == xdp.Generic {
+		a.log.Info("the driver has no native mode, so the program runs in generic mode, which is slower", "interface", h.Name())
+	}
 }
 
 func (a *app) printAttachment(s *arbiter.Status, done string) error {
@@ -133,7 +141,19 @@ func terminalWidth(w io.Writer) int {
 const columnGap = "  "
 
 func writeTable(w io.Writer, head []string, rows [][]string, width int) {
-	all := [][]string{head}
+	for _, line := range tableLines(head, rows, width) {
+		fmt.Fprintln(w, line)
+	}
+}
+
+// tableLines are the rows in columns, below the head if there is one.
+func tableLines(head []string, rows [][]string, width int) []string {
+	var all [][]string
+	if head != nil {
+		all = append(all, head)
+	} else if len(rows) > 0 {
+		head = make([]string, len(rows[0]))
+	}
 	for _, row := range rows {
 		line := make([]string, len(row))
 		for i, cell := range row {
@@ -150,6 +170,7 @@ func writeTable(w io.Writer, head []string, rows [][]string, width int) {
 	if width > 0 {
 		shrink(widths, head, width-len(columnGap)*(len(head)-1))
 	}
+	var lines []string
 	for _, row := range all {
 		var line strings.Builder
 		for i, cell := range row {
@@ -159,8 +180,9 @@ func writeTable(w io.Writer, head []string, rows [][]string, width int) {
 			cell = shorten(cell, widths[i])
 			line.WriteString(cell + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)))
 		}
-		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+		lines = append(lines, strings.TrimRight(line.String(), " "))
 	}
+	return lines
 }
 
 // printable keeps names that others chose, such as those of processes, from

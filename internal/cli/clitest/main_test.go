@@ -103,31 +103,38 @@ func waitForInput() int {
 	return 0
 }
 
-// machine is an interface with a peer, and a state directory, both of the test
-// alone.
+// machine is an interface with a peer, a state directory, and a bpffs for the
+// pins of shared hooks, all of the test alone.
 type machine struct {
 	*kerneltest.Veth
-	t     testing.TB
-	state string
+	t           testing.TB
+	state, pins string
 }
 
 func newMachine(t testing.TB) *machine {
 	t.Helper()
 	kerneltest.NoLeaks(t)
-	return &machine{kerneltest.NewVeth(t), t, kerneltest.BPFFS(t)}
+	return &machine{kerneltest.NewVeth(t), t, kerneltest.BPFFS(t), kerneltest.BPFFS(t)}
 }
 
 // with is the machine for a subtest.
-func (m *machine) with(t testing.TB) *machine { return &machine{m.Veth, t, m.state} }
+func (m *machine) with(t testing.TB) *machine { return &machine{m.Veth, t, m.state, m.pins} }
 
 // command is the command in a process in the namespace of Near.
 func (m *machine) command(args ...string) *exec.Cmd {
 	cmd := kerneltest.Command("holdfast", args...)
-	cmd.Env = append(cmd.Env, "HOLDFAST_BPFFS="+m.state, "TZ=UTC")
+	cmd.Env = append(cmd.Env, "HOLDFAST_BPFFS="+m.state, "LIBXDP_BPFFS="+m.pins, "TZ=UTC")
 	// Not of the terminal that the tests may be started from.
 	cmd.SysProcAttr.Setsid = true
 	// Who keeps the output open after the command's end is a bug.
 	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// asStranger is the command by a user without capabilities.
+func (m *machine) asStranger(args ...string) *exec.Cmd {
+	cmd := m.command(args...)
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
 	return cmd
 }
 
@@ -147,9 +154,15 @@ func (m *machine) holdfast(args ...string) result {
 // finish runs the command in the namespace to its end.
 func (m *machine) finish(ns *kerneltest.NetNS, cmd *exec.Cmd) result {
 	m.t.Helper()
+	return m.collect(func() error { return ns.Do(cmd.Run) }, cmd)
+}
+
+// collect runs the command, which run starts, to its end.
+func (m *machine) collect(run func() error, cmd *exec.Cmd) result {
+	m.t.Helper()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	err := ns.Do(cmd.Run)
+	err := run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		m.t.Fatalf("%v: %v", cmd.Args[1:], err)

@@ -25,7 +25,7 @@ func TestStatusShowsEveryKindOfAttachment(t *testing.T) {
 	}
 	object := kerneltest.ObjectFile(t, "pass")
 	m.attach("filter", "--name", "mine")
-	m.holdfast("attach", "shared0", object, "--shared", "--name", "ours", "--mode", "generic").succeeds()
+	m.holdfast("attach", "shared0", object, "--shared", "--single", "--name", "ours", "--mode", "generic").succeeds()
 	theirs := kerneltest.Pass(t, "theirs", nil)
 	if err := m.Near.Conn.SetXDP(1002, theirs.FD(), 0); err != nil {
 		t.Fatal(err)
@@ -88,7 +88,7 @@ func TestStatusFindsAllNamespaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	inhabitant := m.command("child", "until killed")
-	m2 := &machine{&kerneltest.Veth{Near: other, NearName: "other0"}, t, m.state}
+	m2 := &machine{&kerneltest.Veth{Near: other, NearName: "other0"}, t, m.state, m.pins}
 	pid := m2.start(inhabitant).pid()
 	m.Far.Name(t, itoa(pid)) // a name that is another namespace's pid
 	object := kerneltest.ObjectFile(t, "pass")
