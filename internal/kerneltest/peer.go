@@ -3,7 +3,10 @@ package kerneltest
 import (
 	"bytes"
 	"errors"
+	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -28,11 +31,14 @@ func OpenPeer(t testing.TB, name string) Peer {
 	return Peer{p}
 }
 
-// Command makes a command of xdp-loader that pins below bpffs. It has to be
-// started in the namespace that it is for, as Run does.
+// Command makes a command of xdp-loader that pins below bpffs, and gets no
+// other setting of the environment. It has to be started in the namespace that
+// it is for, as Run does.
 func (p Peer) Command(bpffs string, args ...string) *exec.Cmd {
 	cmd := p.Peer.Command(args...)
-	cmd.Env = append(cmd.Env, "LIBXDP_BPFFS="+bpffs)
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, "LIBXDP_")
+	}), "LIBXDP_BPFFS="+bpffs)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }

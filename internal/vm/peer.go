@@ -34,8 +34,9 @@ func Peers() []string {
 	return lines
 }
 
-// Peer is one version of xdp-loader in the cache, with its dispatcher, its
-// libraries and their loader, so that it runs anywhere.
+// Peer is one version of xdp-loader in the cache, with its libraries and their
+// loader, so that it runs anywhere. libxdp and its dispatcher are in the
+// program itself.
 type Peer struct {
 	Line    string // such as "1.5"
 	Version string // of Debian's package, such as "1.5.4-1"
@@ -47,7 +48,6 @@ const (
 	peerProgram = "xdp-loader"
 	peerLoader  = "ld.so"
 	peerLibs    = "lib"
-	peerObjects = "bpf"
 	peerVersion = "version"
 )
 
@@ -97,15 +97,12 @@ func (p *Peer) Files() ([]File, error) {
 }
 
 // Command makes a command of the peer's xdp-loader. It runs with the peer's
-// own libraries and finds the peer's own dispatcher; nothing of either is
-// taken from the machine.
+// own libraries and none of the machine's.
 func (p *Peer) Command(args ...string) *exec.Cmd {
 	in := func(name string) string { return filepath.Join(p.Dir, name) }
-	cmd := exec.Command(in(peerLoader), append([]string{
+	return exec.Command(in(peerLoader), append([]string{
 		"--inhibit-cache", "--library-path", in(peerLibs), "--argv0", peerProgram, in(peerProgram),
 	}, args...)...)
-	cmd.Env = append(os.Environ(), "LIBXDP_OBJECT_PATH="+in(peerObjects))
-	return cmd
 }
 
 // download leaves the peer in a directory below work.
@@ -220,39 +217,23 @@ func neededBy(path string) ([]string, error) {
 
 // arrangePeer moves what a peer needs out of the unpacked packages.
 func arrangePeer(root string, libs map[string]string, version, dir string) error {
-	for _, sub := range []string{peerLibs, peerObjects} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			return err
+	if err := os.MkdirAll(filepath.Join(dir, peerLibs), 0o755); err != nil {
+		return err
+	}
+	files := map[string]string{filepath.Join(root, "usr/sbin", peerProgram): peerProgram}
+	for name, path := range libs {
+		files[path] = filepath.Join(peerLibs, name)
+		if strings.HasPrefix(name, "ld-linux") {
+			files[path] = peerLoader
 		}
 	}
-	move := func(from string, to ...string) error {
+	for from, to := range files {
+		// A library's name is a link to the file with its version.
 		from, err := filepath.EvalSymlinks(from)
 		if err != nil {
 			return err
 		}
-		return os.Rename(from, filepath.Join(dir, filepath.Join(to...)))
-	}
-	if err := move(filepath.Join(root, "usr/sbin", peerProgram), peerProgram); err != nil {
-		return err
-	}
-	for name, path := range libs {
-		to := []string{peerLibs, name}
-		if strings.HasPrefix(name, "ld-linux") {
-			to = []string{peerLoader}
-		}
-		if err := move(path, to...); err != nil {
-			return err
-		}
-	}
-	objects, err := filepath.Glob(filepath.Join(root, "usr/lib/*/bpf/xdp-dispatcher*.o"))
-	if err != nil {
-		return err
-	}
-	if len(objects) == 0 {
-		return errors.New("Debian's libxdp has no xdp-dispatcher.o: see where it lies now, and correct arrangePeer in internal/vm")
-	}
-	for _, object := range objects {
-		if err := move(object, peerObjects, filepath.Base(object)); err != nil {
+		if err := os.Rename(from, filepath.Join(dir, to)); err != nil {
 			return err
 		}
 	}
