@@ -195,12 +195,12 @@ var calls = []call{
 	{args: "s", answer: answer{out: statusHeader + "lo                     <No XDP program loaded!>\n{if16}       <No XDP program loaded!>\n\n"}},
 	{given: aChainOfOne, args: "status {if}", answer: answer{
 		out: statusHeader + "{if16}       xdp_dispatcher    native   {id4} {tag} \n" +
-			" =>              50     xdp_pass                  {member4} 3b185187f1855c4c  XDP_PASS\n\n",
+			" =>              50     xdp_pass                  {member4} {membertag}  XDP_PASS\n\n",
 	}},
 	{given: aGenericChain, args: "status", answer: answer{
 		out: statusHeader + "lo                     <No XDP program loaded!>\n" +
 			"{if16}       xdp_dispatcher    skb      {id4} {tag} \n" +
-			" =>              50     xdp_pass                  {member4} 3b185187f1855c4c  XDP_PASS\n\n",
+			" =>              50     xdp_pass                  {member4} {membertag}  XDP_PASS\n\n",
 	}},
 	{given: aProgram, args: "status {if}", answer: answer{out: statusHeader + "{if16}       holder            native   {id4} {tag} \n\n"}},
 	{given: aLink, args: "status {if}", answer: answer{out: statusHeader + "{if16}       holder            native   {id4} {tag} \n\n"}},
@@ -423,7 +423,8 @@ func (s *site) words(t *testing.T, name string, objects []string) *strings.Repla
 		pairs = append(pairs, "{id}", fmt.Sprint(id), "{id4}", fmt.Sprintf("%-4d", id), "{tag}", programInfo(t, id).Tag)
 		if programInfo(t, id).Name == "xdp_dispatcher" {
 			member := s.members(t, id)[0].id
-			pairs = append(pairs, "{member}", fmt.Sprint(member), "{member4}", fmt.Sprintf("%-4d", member))
+			pairs = append(pairs, "{member}", fmt.Sprint(member), "{member4}", fmt.Sprintf("%-4d", member),
+				"{membertag}", programInfo(t, member).Tag)
 		}
 	}
 	return strings.NewReplacer(pairs...)
