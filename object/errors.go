@@ -8,7 +8,10 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/chain"
 )
 
 // What can be wrong with an object, for errors.Is.
@@ -24,6 +27,8 @@ var (
 	ErrMap          = errors.New("a map cannot be used")
 	ErrNotSupported = errors.New("this kernel cannot load it")
 	ErrPermission   = errors.New("not permitted")
+	// ErrExtension is an ErrNotSupported.
+	ErrExtension = fmt.Errorf("%w as an extension of another program (freplace)", ErrNotSupported)
 )
 
 const hintCompileBTF = "compile it with clang -g, and strip it with llvm-strip -g only"
@@ -82,8 +87,10 @@ func (o *Object) errorf(op, program string, err error) error {
 // explain says in words why the kernel did not load a program or its maps. It
 // asks the kernel only after the failure, and only to tell a kernel that lacks
 // something from a mistake in the object.
-func explain(err error, p ProgramInfo, deviceBound bool) *Error {
+func explain(err error, p ProgramInfo, opts LoadOptions) *Error {
 	e := &Error{Program: p.Name, cause: err}
+	extension := opts.Extend != nil
+	deviceBound := opts.Ifindex != 0 && !opts.Offload && !extension
 
 	var ve *ebpf.VerifierError
 	var telling string
@@ -119,7 +126,16 @@ func explain(err error, p ProgramInfo, deviceBound bool) *Error {
 		e.Err = fmt.Errorf("%w: the program calls a function that this kernel does not offer to XDP programs: %s", ErrNotSupported, orCause(telling, err))
 		e.Hint = "use a newer kernel, or do without the call"
 
-	case p.Frags && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_HAS_FRAGS):
+	case extension && (telling == "" || strings.Contains(telling, "JITed")) && !canExtend():
+		// EPERM from a kernel that is locked down, EINVAL from one that has no
+		// such programs or no JIT.
+		e.Err = ErrExtension
+		if telling != "" {
+			e.Err = fmt.Errorf("%w: %s", e.Err, telling)
+		}
+		e.Hint = "attach the program alone, or use a kernel that takes programs of type BPF_PROG_TYPE_EXT"
+
+	case p.Frags && !extension && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_HAS_FRAGS):
 		e.Err = fmt.Errorf("%w: the program is for packets of several buffers (section %s), which needs Linux 5.18", ErrNotSupported, p.Section)
 		e.Hint = `put it into SEC("xdp"), or use a newer kernel`
 
@@ -226,13 +242,57 @@ func haveFlag(flag uint32) bool {
 		Type:         ebpf.XDP,
 		AttachType:   ebpf.AttachXDP,
 		Flags:        flag,
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, int32(Pass)), asm.Return()},
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, int32(chain.Pass)), asm.Return()},
 	})
 	if err != nil {
 		return false
 	}
 	p.Close()
 	return true
+}
+
+// canExtend tries whether the kernel, which takes XDP programs from this caller,
+// takes an extension of one as well.
+func canExtend() bool {
+	target, extension, err := tryExtension()
+	if target == nil {
+		return true // It is not only extensions that are refused.
+	}
+	target.Close()
+	if err == nil {
+		extension.Close()
+	}
+	return err == nil
+}
+
+func tryExtension() (target, extension *ebpf.Program, err error) {
+	context := &btf.Pointer{Target: &btf.Struct{Name: "xdp_md", Size: 24}}
+	number := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
+	function := func(name string) *btf.Func {
+		return &btf.Func{
+			Name: name, Linkage: btf.GlobalFunc,
+			Type: &btf.FuncProto{Return: number, Params: []btf.FuncParam{{Name: "ctx", Type: context}}},
+		}
+	}
+	const name = "target"
+	target, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: name, Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL",
+		Instructions: asm.Instructions{
+			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(chain.Pass)).WithSymbol(name), function(name)),
+			asm.Return(),
+		},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	extension, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "extension", Type: ebpf.Extension, AttachTarget: target, AttachTo: name, License: "GPL",
+		Instructions: asm.Instructions{
+			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(chain.Pass)).WithSymbol("extension"), function("extension")),
+			asm.Return(),
+		},
+	})
+	return target, extension, err
 }
 
 func memlockHint() string {

@@ -47,6 +47,20 @@ type LoadOptions struct {
 	// Offload loads the program into the device Ifindex itself, for mode
 	// offload. The device must run programs; maps stay in the host.
 	Offload bool
+
+	// Extend loads the program as an extension (freplace), which can take the
+	// place of a function of a program that is loaded, instead of being
+	// attached to a hook. It has no expected attach type and copes with
+	// fragments, or is bound to a device, as the other program is and does, so
+	// NoAttachType, Ifindex and Offload are without effect.
+	Extend *Extension
+}
+
+// Extension says which function an extension is verified against: one of a
+// program that stays the caller's, and has BTF. Errors: [ErrExtension].
+type Extension struct {
+	Target   *ebpf.Program
+	Function string
 }
 
 // Loaded is a program in the kernel, with its maps. Attached or pinned, the
@@ -147,7 +161,7 @@ func (o *Object) load(opts LoadOptions) (*Loaded, error) {
 		Programs:        ebpf.ProgramOptions{LogLevel: opts.LogLevel},
 	})
 	if err != nil {
-		return nil, explain(err, info, opts.Ifindex != 0 && !opts.Offload)
+		return nil, explain(err, info, opts)
 	}
 
 	l := &Loaded{
@@ -191,6 +205,12 @@ func (o *Object) extract(chosen *ebpf.ProgramSpec, opts LoadOptions) (*ebpf.Coll
 		p = p.Copy()
 		if p.Type == ebpf.UnspecifiedProgram {
 			p.Type, p.AttachType = ebpf.XDP, ebpf.AttachXDP
+		}
+		if opts.Extend != nil {
+			p.Type, p.AttachType, p.Flags = ebpf.Extension, ebpf.AttachNone, p.Flags&^unix.BPF_F_XDP_HAS_FRAGS
+			p.AttachTarget, p.AttachTo = opts.Extend.Target, opts.Extend.Function
+			spec.Programs[p.Name] = p
+			return
 		}
 		if opts.NoAttachType {
 			p.AttachType = ebpf.AttachNone

@@ -179,6 +179,8 @@ type ProgramInfo struct {
 	Section string // the ELF section, as in SEC("xdp.frags")
 	Type    ebpf.ProgramType
 	Frags   bool // can take packets that span several buffers; needs Linux 5.18
+	// Instructions is the program's size, with the functions that it calls.
+	Instructions int
 }
 
 func (p ProgramInfo) String() string {
@@ -201,6 +203,8 @@ func programInfo(p *ebpf.ProgramSpec) ProgramInfo {
 		Section: p.SectionName,
 		Type:    p.Type,
 		Frags:   p.Flags&unix.BPF_F_XDP_HAS_FRAGS != 0,
+
+		Instructions: len(p.Instructions),
 	}
 }
 

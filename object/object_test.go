@@ -254,7 +254,7 @@ func TestWhatTheKernelRefusesIsToldInWords(t *testing.T) {
 		"anything else":      {unix.ENOMEM, unix.ENOMEM, "cannot allocate memory"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := explain(c.err, xdp, false)
+			e := explain(c.err, xdp, LoadOptions{})
 			e.Op, e.Object = "load", "x.o"
 			wantError(t, e, c.kind, "load x.o, program p: ", c.words)
 			var errno unix.Errno

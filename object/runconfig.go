@@ -3,65 +3,22 @@ package object
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/cilium/ebpf/btf"
+
+	"github.com/holdfast-bpf/holdfast/chain"
 )
-
-// Action is what an XDP program returns for a packet.
-type Action uint8
-
-// The actions, as in enum xdp_action.
-const (
-	Aborted Action = iota
-	Drop
-	Pass
-	Tx
-	Redirect
-)
-
-var actionNames = [...]string{"XDP_ABORTED", "XDP_DROP", "XDP_PASS", "XDP_TX", "XDP_REDIRECT"}
-
-func (a Action) String() string {
-	if int(a) < len(actionNames) {
-		return actionNames[a]
-	}
-	return fmt.Sprintf("XDP action %d", uint8(a))
-}
-
-// Actions is a set of actions: bit n stands for the action n.
-type Actions uint32
-
-// Has tells whether the action is in the set.
-func (s Actions) Has(a Action) bool { return s&(1<<a) != 0 }
-
-// With returns the set with the action in it.
-func (s Actions) With(a Action) Actions { return s | 1<<a }
-
-// Without returns the set with the action not in it.
-func (s Actions) Without(a Action) Actions { return s &^ (1 << a) }
-
-// String lists the actions by name, as in "XDP_DROP,XDP_PASS".
-func (s Actions) String() string {
-	var names []string
-	for a := range Action(len(actionNames)) {
-		if s.Has(a) {
-			names = append(names, a.String())
-		}
-	}
-	return strings.Join(names, ",")
-}
 
 // RunConfig is where in a chain a program wants to run.
 type RunConfig struct {
-	Priority  uint32  // lower runs first
-	ProceedOn Actions // the chain goes on when the program returned one of these
+	Priority  uint32        // lower runs first
+	ProceedOn chain.Actions // the chain goes on when the program returned one of these
 }
 
 // DefaultRunConfig is the run configuration of a program that does not ask for
 // any: priority 50, and the chain goes on after XDP_PASS.
 func DefaultRunConfig() RunConfig {
-	return RunConfig{Priority: 50, ProceedOn: Actions(0).With(Pass)}
+	return RunConfig{Priority: chain.DefaultPriority, ProceedOn: chain.DefaultProceedOn}
 }
 
 // RunConfig returns what the object's BTF says of the program in its section
@@ -137,17 +94,17 @@ next:
 			rc.Priority = s.value
 			continue
 		}
-		for i, name := range actionNames {
-			if s.name != name {
+		for _, a := range chain.AllActions() {
+			if s.name != a.String() {
 				continue
 			}
-			rc.ProceedOn = rc.ProceedOn.Without(Action(i))
+			rc.ProceedOn = rc.ProceedOn.Without(a)
 			if s.value != 0 {
-				rc.ProceedOn = rc.ProceedOn.With(Action(i))
+				rc.ProceedOn = rc.ProceedOn.With(a)
 			}
 			continue next
 		}
-		return RunConfig{}, fmt.Errorf("member %q is not known, there are priority, %s", s.name, strings.Join(actionNames[:], ", "))
+		return RunConfig{}, fmt.Errorf("member %q is not known, there are priority, %s", s.name, chain.Set(chain.AllActions()...))
 	}
 	return rc, nil
 }

@@ -3,6 +3,8 @@ package object
 import (
 	"strings"
 	"testing"
+
+	"github.com/holdfast-bpf/holdfast/chain"
 )
 
 func TestRunConfigIsReadFromTheObject(t *testing.T) {
@@ -10,9 +12,9 @@ func TestRunConfigIsReadFromTheObject(t *testing.T) {
 		object, program string
 		want            RunConfig
 	}{
-		"as written":            {"runconfig", "runconfig", RunConfig{10, 1<<Drop | 1<<Pass}},
-		"default without any":   {"pass", "xdp_pass", RunConfig{50, 1 << Pass}},
-		"default if of another": {"runconfig", "other", RunConfig{50, 1 << Pass}},
+		"as written":            {"runconfig", "runconfig", RunConfig{10, 1<<chain.Drop | 1<<chain.Pass}},
+		"default without any":   {"pass", "xdp_pass", RunConfig{50, 1 << chain.Pass}},
+		"default if of another": {"runconfig", "other", RunConfig{50, 1 << chain.Pass}},
 	} {
 		got, err := read(t, c.object).RunConfig(c.program)
 		if err != nil {
@@ -29,9 +31,9 @@ func TestSettingsChangeTheDefaultsOneByOne(t *testing.T) {
 		want     RunConfig
 		words    string
 	}{
-		"none":            {nil, RunConfig{50, 1 << Pass}, ""},
-		"priority only":   {[]setting{{"priority", 0}}, RunConfig{0, 1 << Pass}, ""},
-		"one more action": {[]setting{{"XDP_TX", 1}}, RunConfig{50, 1<<Pass | 1<<Tx}, ""},
+		"none":            {nil, RunConfig{50, 1 << chain.Pass}, ""},
+		"priority only":   {[]setting{{"priority", 0}}, RunConfig{0, 1 << chain.Pass}, ""},
+		"one more action": {[]setting{{"XDP_TX", 1}}, RunConfig{50, 1<<chain.Pass | 1<<chain.Tx}, ""},
 		"pass taken out":  {[]setting{{"XDP_PASS", 0}}, RunConfig{50, 0}, ""},
 		"all actions": {[]setting{{"XDP_ABORTED", 1}, {"XDP_DROP", 1}, {"XDP_PASS", 1}, {"XDP_TX", 1}, {"XDP_REDIRECT", 1}},
 			RunConfig{50, 31}, ""},
@@ -51,19 +53,6 @@ func TestSettingsChangeTheDefaultsOneByOne(t *testing.T) {
 	}
 }
 
-func TestActionsAreWrittenByName(t *testing.T) {
-	for actions, want := range map[Actions]string{
-		0:                 "",
-		1 << Pass:         "XDP_PASS",
-		1<<Drop | 1<<Pass: "XDP_DROP,XDP_PASS",
-		31:                "XDP_ABORTED,XDP_DROP,XDP_PASS,XDP_TX,XDP_REDIRECT",
-	} {
-		if got := actions.String(); got != want {
-			t.Errorf("%#x is written %q, want %q", uint32(actions), got, want)
-		}
-	}
-}
-
 func FuzzRunConfig(f *testing.F) {
 	f.Add("priority", uint32(10), "XDP_DROP", uint32(1))
 	f.Add("XDP_PASS", uint32(0), "XDP_NONE", uint32(1))
@@ -72,7 +61,7 @@ func FuzzRunConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if rc.ProceedOn >= 1<<len(actionNames) {
+		if rc.ProceedOn >= 1<<len(chain.AllActions()) {
 			t.Errorf("proceeds on actions that do not exist: %#x", uint32(rc.ProceedOn))
 		}
 		if name1 != "priority" && name2 != "priority" && rc.Priority != 50 {

@@ -212,6 +212,10 @@ func readProgram(id uint32) observed {
 	return p
 }
 
+// LookUpProgram reads the loaded program of that id. Where there is none any
+// more, or it may not be read, all but its id is empty.
+func LookUpProgram(id uint32) Program { return readProgram(id).Program }
+
 // sinceBoot turns the kernel's nanoseconds since boot into a time of day,
 // to the second, because the two clocks are not read at once.
 func sinceBoot(ns uint64) time.Time {

@@ -65,6 +65,9 @@ func (e Expectation) Holds(programID uint32) bool {
 // IsZero tells whether nothing was said, not even Any.
 func (e Expectation) IsZero() bool { return e.kind == expectNothing }
 
+// IsAny tells whether nothing is expected, by choice.
+func (e Expectation) IsAny() bool { return e.kind == expectAny }
+
 func (e Expectation) String() string {
 	switch e.kind {
 	case expectEmpty:

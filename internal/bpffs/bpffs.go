@@ -163,6 +163,120 @@ func (r *Root) Path(elem ...string) string {
 	return filepath.Join(append([]string{fmt.Sprintf("/proc/self/fd/%d", r.dir.Fd())}, elem...)...)
 }
 
+// Dir opens a directory in the root: ENOENT where there is none, ENOTDIR where
+// the name is something else, a symbolic link to a directory too. The caller
+// closes it.
+func (r *Root) Dir(name string) (*Root, error) {
+	fd, err := unix.Openat(int(r.dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: filepath.Join(r.Name, name), Err: err}
+	}
+	path := filepath.Join(r.Name, name)
+	return &Root{dir: os.NewFile(uintptr(fd), path), Name: path}, nil
+}
+
+// MakeDir makes a directory in the root, of mode 0700: EEXIST where the name is
+// taken.
+func (r *Root) MakeDir(name string) error {
+	if err := unix.Mkdirat(int(r.dir.Fd()), name, 0o700); err != nil {
+		return &fs.PathError{Op: "mkdir", Path: filepath.Join(r.Name, name), Err: err}
+	}
+	return nil
+}
+
+// RemoveDir removes an empty directory from the root, and nothing else: ENOENT,
+// ENOTDIR, ENOTEMPTY.
+func (r *Root) RemoveDir(name string) error { return r.unlink(name, unix.AT_REMOVEDIR) }
+
+// Remove removes a name from the root that is no directory; where it is a
+// symbolic link, the link.
+func (r *Root) Remove(name string) error { return r.unlink(name, 0) }
+
+func (r *Root) unlink(name string, flags int) error {
+	if err := unix.Unlinkat(int(r.dir.Fd()), name, flags); err != nil {
+		return &fs.PathError{Op: "remove", Path: filepath.Join(r.Name, name), Err: err}
+	}
+	return nil
+}
+
+// Names are the names in the root, sorted, the kernel's own left out.
+func (r *Root) Names() ([]string, error) {
+	// Opened anew, because reading moves the position in the directory.
+	entries, err := os.ReadDir(r.Path("."))
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if !strings.Contains(e.Name(), ".") {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// ErrNotPin says that a name is no pin.
+var ErrNotPin = errors.New("not a pin")
+
+// WithPin calls f with a path that leads to the pin of that name in the root, as
+// long as f runs and whatever happens to the name: ENOENT where there is none,
+// ErrNotPin where the name is a directory or a symbolic link.
+func (r *Root) WithPin(name string, f func(path string) error) error {
+	path := filepath.Join(r.Name, name)
+	fd, err := unix.Openat(int(r.dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	var in unix.Statfs_t
+	if err := unix.Fstatfs(fd, &in); err != nil {
+		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || in.Type != unix.BPF_FS_MAGIC {
+		return &fs.PathError{Op: "open", Path: path, Err: ErrNotPin}
+	}
+	return f(fmt.Sprintf("/proc/self/fd/%d", fd))
+}
+
+// LockDir opens the directory of that name in the root and locks it, as Lock
+// does.
+func (r *Root) LockDir(ctx context.Context, name string, timeout time.Duration) (*Root, *Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for {
+		dir, err := r.Dir(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		lock, err := dir.Lock(ctx, timeout)
+		if err != nil {
+			dir.Close()
+			return nil, nil, err
+		}
+		// Whoever held it before may have removed the directory.
+		again, err := r.Dir(name)
+		if err == nil {
+			same := dir.same(again)
+			again.Close()
+			if same {
+				return dir, lock, nil
+			}
+		}
+		lock.Unlock()
+		dir.Close()
+	}
+}
+
+func (r *Root) same(other *Root) bool {
+	a, err1 := r.dir.Stat()
+	b, err2 := other.dir.Stat()
+	return err1 == nil && err2 == nil && os.SameFile(a, b)
+}
+
 // Lock is an exclusive lock on a directory. It ends with Unlock, or with the
 // process.
 type Lock struct{ f *os.File }

@@ -18,7 +18,11 @@ func TestEverySourceHasItsObject(t *testing.T) {
 	}
 	var want []string
 	for _, s := range sources {
-		want = append(want, strings.TrimSuffix(filepath.Base(s), ".c"))
+		name := strings.TrimSuffix(filepath.Base(s), ".c")
+		if name == "dispatcher" {
+			continue // It belongs to the package that loads it, chain/libxdp.
+		}
+		want = append(want, name)
 	}
 	slices.Sort(want)
 	if diff := cmp.Diff(want, Names()); diff != "" {

@@ -57,11 +57,12 @@ func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
 const _ = unsafe.Sizeof(uintptr(0)) - 8 // 64-bit only
 
 type linkCreateAttr struct {
-	progFD     uint32
-	targetFD   uint32
-	attachType uint32
-	flags      uint32
-	_          [48]byte
+	progFD      uint32
+	targetFD    uint32
+	attachType  uint32
+	flags       uint32
+	targetBTFID uint32
+	_           [44]byte
 }
 
 // LinkCreateXDP attaches the program to the interface of the calling thread's
@@ -74,6 +75,16 @@ func LinkCreateXDP(progFD, ifindex int, flags uint32) (FD, error) {
 		attachType: attachXDP,
 		flags:      flags,
 	}
+	fd, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return FD(fd), err
+}
+
+// LinkCreateExtension attaches an extension in the place of a function of the
+// target, given by its type id in the target's BTF, and returns the link. The
+// function is taken until the link ends: EBUSY. One extension can be attached in
+// several places. Since Linux 5.10.
+func LinkCreateExtension(progFD, targetFD int, function uint32) (FD, error) {
+	attr := linkCreateAttr{progFD: uint32(progFD), targetFD: uint32(targetFD), targetBTFID: function}
 	fd, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return FD(fd), err
 }
@@ -160,6 +171,44 @@ func XDPLinkInfo(link FD) (LinkInfo, error) {
 	return LinkInfo{ID: raw.id, ProgID: raw.progID, Ifindex: raw.ifindex}, nil
 }
 
+// ErrNotExtension says that a descriptor is no link of an extension.
+var ErrNotExtension = errors.New("not the link of an extension")
+
+// ExtensionLink is what the kernel tells of the link of an extension.
+type ExtensionLink struct {
+	ID     uint32
+	ProgID uint32
+	// TargetID is the program one of whose functions it replaces, and Function
+	// that function's type id in the program's BTF. Both are 0 before Linux
+	// 5.13.
+	TargetID, Function uint32
+}
+
+// ReadExtensionLink reads the link of an extension, or returns ErrNotExtension
+// for whatever else the descriptor is.
+func ReadExtensionLink(link FD) (ExtensionLink, error) {
+	if !IsLink(link) {
+		return ExtensionLink{}, ErrNotExtension
+	}
+	// struct bpf_link_info; the part for tracing, which extensions are a kind
+	// of, starts with the attach type.
+	var raw struct {
+		typ, id, progID uint32
+		_               uint32
+		attachType      uint32
+		targetObjID     uint32
+		targetBTFID     uint32
+		_               [36]byte
+	}
+	if err := objInfo(int(link), unsafe.Pointer(&raw), unsafe.Sizeof(raw)); err != nil {
+		return ExtensionLink{}, err
+	}
+	if raw.typ != unix.BPF_LINK_TYPE_TRACING {
+		return ExtensionLink{}, ErrNotExtension
+	}
+	return ExtensionLink{ID: raw.id, ProgID: raw.progID, TargetID: raw.targetObjID, Function: raw.targetBTFID}, nil
+}
+
 func objInfo(fd int, info unsafe.Pointer, size uintptr) error {
 	attr := infoAttr{fd: uint32(fd), size: uint32(size), info: info}
 	_, err := bpf(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
@@ -241,14 +290,32 @@ type ProgramInfo struct {
 	LoadTime uint64
 	UID      uint32
 	NumMaps  uint32
+	// MapID is one of its maps, 0 if there is none.
+	MapID uint32
 	// Ifindex is the device that an offloaded program is bound to.
 	Ifindex uint32
+	// BTFID is its type information, 0 if it has none, and Function the type
+	// id there of its main function.
+	BTFID, Function uint32
+}
+
+// IsExtension tells whether the program is one of type BPF_PROG_TYPE_EXT.
+func (p ProgramInfo) IsExtension() bool { return p.Type == unix.BPF_PROG_TYPE_EXT }
+
+// IsProgram tells whether the descriptor is a program, see [IsLink].
+func IsProgram(fd FD) bool {
+	kind, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	return err == nil && kind == "anon_inode:bpf-prog"
 }
 
 // ReadProgram reads a program by its descriptor.
 func ReadProgram(fd FD) (ProgramInfo, error) {
-	// struct bpf_prog_info up to netns_ino.
-	var raw struct {
+	// struct bpf_func_info.
+	var function struct{ offset, typeID uint32 }
+	var mapID uint32
+	// struct bpf_prog_info up to nr_func_info. What asks for one map and one
+	// function is told how many there are.
+	raw := struct {
 		typ, id         uint32
 		tag             [8]byte
 		jited, xlated   uint32
@@ -256,12 +323,23 @@ func ReadProgram(fd FD) (ProgramInfo, error) {
 		loadTime        uint64
 		uid             uint32
 		numMaps         uint32
-		mapIDs          uint64
+		mapIDs          unsafe.Pointer
 		name            [objNameLen]byte
 		ifindex         uint32
 		gpl             uint32
 		netnsDev        uint64
 		netnsIno        uint64
+		ksyms, funcLens uint32
+		ksymsP          uint64
+		funcLensP       uint64
+		btfID           uint32
+		functionSize    uint32
+		functions       unsafe.Pointer
+		numFunctions    uint32
+		numLines        uint32
+	}{
+		numMaps: 1, mapIDs: unsafe.Pointer(&mapID),
+		numFunctions: 1, functionSize: uint32(unsafe.Sizeof(function)), functions: unsafe.Pointer(&function),
 	}
 	if err := objInfo(int(fd), unsafe.Pointer(&raw), unsafe.Sizeof(raw)); err != nil {
 		return ProgramInfo{}, err
@@ -269,7 +347,8 @@ func ReadProgram(fd FD) (ProgramInfo, error) {
 	return ProgramInfo{
 		Type: raw.typ, ID: raw.id, Tag: raw.tag,
 		Name:     unix.ByteSliceToString(raw.name[:]),
-		LoadTime: raw.loadTime, UID: raw.uid, NumMaps: raw.numMaps, Ifindex: raw.ifindex,
+		LoadTime: raw.loadTime, UID: raw.uid, NumMaps: raw.numMaps, MapID: mapID, Ifindex: raw.ifindex,
+		BTFID: raw.btfID, Function: function.typeID,
 	}, nil
 }
 
@@ -322,3 +401,17 @@ func DeviceBound(progFD int) bool {
 	_, err := bpf(unix.BPF_PROG_TEST_RUN, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return err != nil && !errors.Is(err, unix.EFAULT) && !errors.Is(err, unix.EPERM)
 }
+
+// AwaitGracePeriod returns once every packet that was in a program when it was
+// called has left it: it waits for an RCU grace period, by membarrier(2), which
+// does nothing else. What such a packet may still need is then free to go. It
+// takes some milliseconds. EINVAL where the kernel runs with nohz_full.
+func AwaitGracePeriod() error {
+	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL

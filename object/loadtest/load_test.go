@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
@@ -140,8 +141,8 @@ func udp6(port uint16) []byte {
 }
 
 const (
-	pass = uint32(object.Pass)
-	drop = uint32(object.Drop)
+	pass = uint32(chain.Pass)
+	drop = uint32(chain.Drop)
 )
 
 func TestEveryGoodProgramOfOursLoadsAndRuns(t *testing.T) {

@@ -1,0 +1,178 @@
+package libxdp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/internal/netns"
+	"github.com/holdfast-bpf/holdfast/internal/procfs"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// clean removes what killed processes left, and tells of what it left alone.
+func (c *Chains) clean(ctx context.Context, ns *xdp.Namespace, index int) ([]Cleaned, error) {
+	l, err := c.lock(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, &xdp.Error{Op: "clean", Hook: c.where, Err: xdp.ErrUnexpected, Detail: err.Error(), Hint: "try again"}
+	}
+	found, err := l.dispatchers(index)
+	l.unlock()
+	if err != nil {
+		return nil, &xdp.Error{Op: "clean", Hook: c.where, Err: xdp.ErrUnexpected, Detail: err.Error(), Hint: "try again"}
+	}
+	return c.cleanUp(ctx, ns, found)
+}
+
+// cleanUp removes those of the directories whose dispatchers nobody will ever
+// attach again: they are attached nowhere, and no process has them open. It
+// decides that without the lock, because it takes a while and stays true. Those
+// that ns uses it leaves out of what it returns.
+func (c *Chains) cleanUp(ctx context.Context, ns *xdp.Namespace, found []Cleaned) ([]Cleaned, error) {
+	var unused []Cleaned
+	here, err := attachedIn(ns)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range found {
+		if at, ok := here[f.DispatcherID]; !ok || at.index != f.Index {
+			unused = append(unused, f)
+		}
+	}
+	if len(unused) == 0 {
+		return nil, nil
+	}
+	if err := judge(unused, here); err != nil {
+		return nil, err
+	}
+	l, err := c.lock(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s/%s: %w", c.where, pinsDir, err)
+	}
+	defer l.unlock()
+	for i := range unused {
+		u := &unused[i]
+		if u.Reason != "" {
+			c.log("pins are kept", "path", u.Path, "reason", u.Reason)
+			continue
+		}
+		if err := l.unpin(u.Index, u.DispatcherID); err != nil {
+			u.Reason = err.Error()
+			continue
+		}
+		u.Removed, u.Reason = true, "its dispatcher is attached nowhere"
+		c.log("pins of a killed process are removed", "path", u.Path)
+	}
+	return unused, nil
+}
+
+// place is an interface with a program.
+type place struct {
+	index       int
+	name, netns string
+}
+
+func (p place) String() string {
+	if p.netns == "" {
+		return fmt.Sprintf("it is attached to %s", p.name)
+	}
+	return fmt.Sprintf("it is attached to %s in another network namespace (%s)", p.name, p.netns)
+}
+
+// attachedIn are the programs of a namespace's interfaces, by id.
+func attachedIn(ns *xdp.Namespace) (map[uint32]place, error) {
+	interfaces, err := ns.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	attached := map[uint32]place{}
+	for _, i := range interfaces {
+		for _, id := range []uint32{i.Programs.Native, i.Programs.Generic, i.Programs.Offload} {
+			if id != 0 {
+				attached[id] = place{index: i.Index, name: i.Name}
+			}
+		}
+	}
+	return attached, nil
+}
+
+// judge gives a reason to those whose dispatchers somebody has.
+func judge(unused []Cleaned, here map[uint32]place) error {
+	// First who has them open, then where they are attached: a process that
+	// attaches one and closes it meanwhile is seen either way.
+	open, err := procfs.Scan()
+	if err != nil {
+		return err
+	}
+	everywhere, incomplete, err := attachedEverywhere()
+	if err != nil {
+		return err
+	}
+	for i := range unused {
+		u := &unused[i]
+		holders := open.Programs[u.DispatcherID]
+		at, attached := everywhere[u.DispatcherID]
+		switch at2, ok := here[u.DispatcherID]; {
+		case attached:
+			u.Reason = at.String()
+		case ok:
+			u.Reason = at2.String()
+		case len(holders) > 0:
+			u.Reason = fmt.Sprintf("process %d (%s) has its dispatcher open, and is about to attach it", holders[0].PID, holders[0].Comm)
+		case incomplete != "" && loaded(u.DispatcherID):
+			u.Reason = incomplete
+		}
+	}
+	return nil
+}
+
+// loaded tells whether a program of that id may still be there: what is not
+// loaded is attached nowhere.
+func loaded(id uint32) bool {
+	fd, err := kernel.ProgramByID(id)
+	if err != nil {
+		return !errors.Is(err, unix.ENOENT)
+	}
+	fd.Close()
+	return true
+}
+
+// attachedEverywhere are the programs of the interfaces of all network
+// namespaces that can be found. incomplete says in words if one of them could
+// not be looked into.
+func attachedEverywhere() (attached map[uint32]place, incomplete string, err error) {
+	found, err := netns.All()
+	if err != nil {
+		return nil, "", err
+	}
+	attached = map[uint32]place{}
+	for _, f := range found {
+		in, err := attachedInSpec(f.Spec)
+		switch {
+		case errors.Is(err, xdp.ErrNotFound): // It has gone, and all interfaces with it.
+		case err != nil:
+			incomplete = fmt.Sprintf("whether it is attached in another network namespace can't be told: %s", err)
+		}
+		for id, at := range in {
+			at.netns = f.Spec
+			attached[id] = at
+		}
+	}
+	return attached, incomplete, nil
+}
+
+func attachedInSpec(spec string) (map[uint32]place, error) {
+	ns, err := xdp.OpenNamespace(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	return attachedIn(ns)
+}
