@@ -144,7 +144,7 @@ var calls = []call{
 	{args: "load {if} {pass} -m skb", answer: answer{leaves: "generic chain: 50 xdp_pass XDP_PASS"}},
 	{args: "load {if} {pass} -m unspecified", answer: answer{leaves: passOnly}},
 	{given: aChainOfOne, args: "load {if} {pass}", answer: answer{leaves: "native chain: 50 xdp_pass XDP_PASS, 50 xdp_pass XDP_PASS"}},
-	{args: "load {if} {pinned} -p {bpffs}", answer: answer{leaves: "native chain: 50 pinned XDP_PASS"}},
+	{args: "load {if} {pinned} -p {bpffs}/maps", answer: answer{leaves: "native chain: 50 pinned XDP_PASS"}},
 	{args: "load {if} {pass}", env: "LIBXDP_SKIP_DISPATCHER=1", answer: answer{leaves: "native xdp_pass"}},
 	// It takes effect for one program alone.
 	{args: "load {if} {pass} {drop}", env: "LIBXDP_SKIP_DISPATCHER=1", answer: answer{leaves: "native chain: 50 xdp_drop XDP_PASS, 50 xdp_pass XDP_PASS"}},
@@ -348,12 +348,8 @@ func (s *site) detach(t *testing.T) {
 func (s *site) clear(t *testing.T) {
 	t.Helper()
 	s.detach(t)
-	left, err := os.ReadDir(s.bpffs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range left {
-		if err := os.RemoveAll(filepath.Join(s.bpffs, e.Name())); err != nil {
+	for _, dir := range []string{"xdp", "maps"} {
+		if err := os.RemoveAll(filepath.Join(s.bpffs, dir)); err != nil {
 			t.Fatal(err)
 		}
 	}

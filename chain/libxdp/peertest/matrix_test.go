@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 )
 
@@ -18,7 +19,7 @@ import (
 type can struct{ read, add, removeOne, removeAll int }
 
 // tableRow is one line of the table that the documents have, too.
-var tableRow = regexp.MustCompile(`^\| (\S+ ?\S*) +\| (\d) \| (\S.*) \| (\S.*) \| (\S.*) \| (\S.*) \|$`)
+var tableRow = regexp.MustCompile(`^\| (\S.*?) +\| (\d) \| (\S.*) \| (\S.*) \| (\S.*) \| (\S.*) \|$`)
 
 // interoperability reads what each tool can do with chains of each version, by
 // the tool's name.
@@ -67,7 +68,7 @@ func refusal(op string, version int) string {
 }
 
 // versions are of the dispatchers that tools make at an empty hook.
-var versions = map[string]int{"libxdp 1.3": 2, "libxdp 1.5": 2, "libxdp 1.6": 3}
+var versions = map[string]int{"Holdfast": 2, "libxdp 1.3": 2, "libxdp 1.5": 2, "libxdp 1.6": 3}
 
 const (
 	onPass        = "XDP_PASS"
@@ -117,7 +118,7 @@ func (p pair) did(t *testing.T, op string, err error, code int) bool {
 }
 
 // read checks what the other tool reads of the chain.
-func (p pair) read(t *testing.T, s *site, c chain) {
+func (p pair) read(t *testing.T, s *site, c attachedChain) {
 	t.Helper()
 	got, err := p.other.members(t, s)
 	if p.did(t, "read", err, p.can.read) && !slices.Equal(got, c.members) {
@@ -126,7 +127,7 @@ func (p pair) read(t *testing.T, s *site, c chain) {
 }
 
 // readBack checks what the writer reads of the chain that another changed.
-func (p pair) readBack(t *testing.T, s *site, c chain) {
+func (p pair) readBack(t *testing.T, s *site, c attachedChain) {
 	t.Helper()
 	got, err := p.writer.members(t, s)
 	if err != nil {
@@ -138,7 +139,7 @@ func (p pair) readBack(t *testing.T, s *site, c chain) {
 }
 
 // made reads the chain and checks its version and its members' settings.
-func (p pair) made(t *testing.T, s *site, batches ...batch) chain {
+func (p pair) made(t *testing.T, s *site, batches ...batch) attachedChain {
 	t.Helper()
 	c := s.chain(t)
 	if c.version != p.version {
@@ -160,7 +161,7 @@ func (p pair) made(t *testing.T, s *site, batches ...batch) chain {
 }
 
 // untouched checks that a refusal changed nothing.
-func untouched(t *testing.T, s *site, c chain) {
+func untouched(t *testing.T, s *site, c attachedChain) {
 	t.Helper()
 	if got := s.chain(t); got.dispatcher != c.dispatcher || !slices.Equal(got.members, c.members) {
 		t.Fatalf("after a refusal the chain is %v, want %v", got, c)
@@ -187,7 +188,7 @@ func (p pair) end(t *testing.T, s *site) {
 	if c := s.chain(t); c.dispatcher != 0 {
 		t.Errorf("after all was taken out there is %v", c)
 	}
-	p.readBack(t, s, chain{})
+	p.readBack(t, s, attachedChain{})
 }
 
 func (p pair) few(t *testing.T) {
@@ -217,7 +218,7 @@ func (p pair) few(t *testing.T) {
 
 	p.did(t, "take one out of", p.other.remove(t, s, one.members[0].id), p.can.removeOne)
 	left := p.made(t, s, second)
-	p.readBack(t, s, chain{members: two.members[:1]})
+	p.readBack(t, s, attachedChain{members: two.members[:1]})
 	s.send(t, left, []uint64{packets}, 0)
 
 	p.mustLoad(t, s, third)
@@ -245,7 +246,7 @@ func (p pair) ten(t *testing.T) {
 		if nine := p.made(t, s, first, last); !slices.Equal(nine.members, want) {
 			t.Errorf("without %v the chain is %v", ten.members[middle], nine.members)
 		}
-		p.readBack(t, s, chain{members: want})
+		p.readBack(t, s, attachedChain{members: want})
 	} else {
 		untouched(t, s, ten)
 	}
@@ -262,7 +263,7 @@ func (p pair) eleventh(t *testing.T, s *site) {
 		return
 	}
 	var exit *exitError
-	if !errors.As(err, &exit) || exit.code != 249 || !strings.Contains(exit.text, "Argument list too long") {
-		t.Errorf("%s answers an eleventh member with %v, want exit code 249 and why", p.other.name(), err)
+	if full := errors.As(err, &exit) && exit.code == 249 && strings.Contains(exit.text, "Argument list too long"); !full && !errors.Is(err, libxdp.ErrFull) {
+		t.Errorf("%s answers an eleventh member with %v, want that the chain is full", p.other.name(), err)
 	}
 }

@@ -65,9 +65,9 @@ func (m member) String() string {
 	return fmt.Sprintf("%d %s %d %s", m.priority, m.name, m.id, m.actions)
 }
 
-// chain is what is at the hook, as the kernel has it. Its zero value is an
+// attachedChain is what is at the hook, as the kernel has it. Its zero value is an
 // empty hook.
-type chain struct {
+type attachedChain struct {
 	version    int
 	dispatcher uint32
 	members    []member
@@ -75,12 +75,12 @@ type chain struct {
 
 // chain reads the chain at the hook without anybody's library, and checks that
 // its pins are what the protocol says, and the only ones.
-func (s *site) chain(t *testing.T) chain {
+func (s *site) chain(t *testing.T) attachedChain {
 	t.Helper()
 	if left := s.leftovers(t); len(left) != 0 {
 		t.Fatalf("%v lie in the bpffs, of which nothing is attached", left)
 	}
-	c := chain{dispatcher: s.attached(t)}
+	c := attachedChain{dispatcher: s.attached(t)}
 	if c.dispatcher == 0 {
 		return c
 	}
@@ -235,7 +235,7 @@ const packets = 20
 
 // send sends packets that the members drop, and checks how many of them each
 // member met and how many got through.
-func (s *site) send(t *testing.T, c chain, met []uint64, through uint64) {
+func (s *site) send(t *testing.T, c attachedChain, met []uint64, through uint64) {
 	t.Helper()
 	var counters []*ebpf.Map
 	for _, m := range c.members {

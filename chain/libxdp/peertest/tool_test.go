@@ -34,7 +34,7 @@ type batch struct {
 // tools are all that share hooks.
 func tools(t *testing.T) []tool {
 	t.Helper()
-	var all []tool
+	all := []tool{library{}}
 	for _, name := range kerneltest.Peers() {
 		all = append(all, loaderTool{"libxdp " + name, kerneltest.OpenPeer(t, name)})
 	}
