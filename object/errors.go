@@ -135,6 +135,10 @@ func explain(err error, p ProgramInfo, opts LoadOptions) *Error {
 		}
 		e.Hint = "attach the program alone, or use a kernel that takes programs of type BPF_PROG_TYPE_EXT"
 
+	case extension && strings.Contains(text, "populating map") && errors.Is(err, unix.EINVAL):
+		e.Err = fmt.Errorf("%w as an extension: it makes tail calls, which this kernel does not let extensions do", ErrNotSupported)
+		e.Hint = "attach the program alone, or use a newer kernel (6.1 does)"
+
 	case p.Frags && !extension && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_HAS_FRAGS):
 		e.Err = fmt.Errorf("%w: the program is for packets of several buffers (section %s), which needs Linux 5.18", ErrNotSupported, p.Section)
 		e.Hint = `put it into SEC("xdp"), or use a newer kernel`

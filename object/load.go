@@ -207,8 +207,13 @@ func (o *Object) extract(chosen *ebpf.ProgramSpec, opts LoadOptions) (*ebpf.Coll
 			p.Type, p.AttachType = ebpf.XDP, ebpf.AttachXDP
 		}
 		if opts.Extend != nil {
-			p.Type, p.AttachType, p.Flags = ebpf.Extension, ebpf.AttachNone, p.Flags&^unix.BPF_F_XDP_HAS_FRAGS
-			p.AttachTarget, p.AttachTo = opts.Extend.Target, opts.Extend.Function
+			// What it tail-calls extends nothing, but has to be the same in
+			// these two respects.
+			p.AttachType, p.Flags = ebpf.AttachNone, p.Flags&^unix.BPF_F_XDP_HAS_FRAGS
+			if p.Name == chosen.Name {
+				p.Type = ebpf.Extension
+				p.AttachTarget, p.AttachTo = opts.Extend.Target, opts.Extend.Function
+			}
 			spec.Programs[p.Name] = p
 			return
 		}

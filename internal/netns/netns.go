@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -179,17 +180,19 @@ func (id ID) String() string {
 	return "i" + strconv.FormatUint(id.Inode, 10)
 }
 
-// Found is a namespace that some process is in, or that has a name.
+// Found is a namespace that can be reached.
 type Found struct {
 	// Spec opens it.
 	Spec string
-	// Names are all its names and, where it has none, the lowest pid in it.
+	// Names are all its names. Where it has none it is called by the lowest
+	// pid in it, or where nobody is in it by the path that keeps it.
 	Names []string
 	Inode uint64
 }
 
-// All finds the network namespaces that can be reached from here: those of all
-// processes and those with a name, each once, the caller's first.
+// All finds the network namespaces that can be reached from here, each once, the
+// caller's first: those with a name, those of all processes, and those that only
+// a mount or a descriptor of a process keeps.
 func All() ([]Found, error) {
 	var found []Found
 	byInode := map[uint64]int{}
@@ -199,7 +202,7 @@ func All() ([]Found, error) {
 			return
 		}
 		if i, ok := byInode[st.Ino]; ok {
-			if strings.HasPrefix(path, NamedDir) {
+			if strings.HasPrefix(path, NamedDir) && !strings.Contains(spec, "/") {
 				found[i].Names = append(found[i].Names, spec)
 			}
 			return
@@ -225,14 +228,88 @@ func All() ([]Found, error) {
 		}
 		add(path, e.Name())
 	}
-	procs, err := os.ReadDir("/proc")
+	procs, err := processes()
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range procs {
-		if _, err := strconv.ParseUint(e.Name(), 10, 31); err == nil {
-			add(filepath.Join("/proc", e.Name(), "ns/net"), e.Name())
+	for _, pid := range procs {
+		add(filepath.Join("/proc", pid, "ns/net"), pid)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range parseMounts(string(mounts)) {
+		add(path, path)
+	}
+	for _, pid := range procs {
+		for _, path := range descriptors(pid) {
+			add(path, path)
 		}
 	}
 	return found, nil
+}
+
+// processes are the pids of all processes, in order.
+func processes() ([]string, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, e := range entries {
+		if pid, err := strconv.ParseUint(e.Name(), 10, 31); err == nil {
+			pids = append(pids, int(pid))
+		}
+	}
+	slices.Sort(pids)
+	var names []string
+	for _, pid := range pids {
+		names = append(names, strconv.Itoa(pid))
+	}
+	return names, nil
+}
+
+// isNamespace tells network namespaces from all else by how nsfs names them.
+func isNamespace(name string) bool { return strings.HasPrefix(name, "net:[") }
+
+// descriptors are the paths of the process's descriptors of network namespaces,
+// as far as the caller may look.
+func descriptors(pid string) []string {
+	dir := filepath.Join("/proc", pid, "fd")
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	var paths []string
+	for _, fd := range names {
+		path := filepath.Join(dir, fd)
+		if target, err := os.Readlink(path); err == nil && isNamespace(target) {
+			paths = append(paths, path)
+		}
+	}
+	slices.Sort(paths)
+	return paths
+}
+
+// parseMounts are the paths in mountinfo where network namespaces are mounted.
+func parseMounts(s string) []string {
+	var mounts []string
+	for line := range strings.Lines(s) {
+		// Optional fields end with a lone dash; the type follows. The root is
+		// the fourth field, and where it is mounted the fifth.
+		before, after, ok := strings.Cut(line, " - ")
+		fields := strings.Fields(before)
+		if ok && len(fields) >= 5 && strings.HasPrefix(after, "nsfs ") && isNamespace(fields[3]) {
+			mounts = append(mounts, unescape(fields[4]))
+		}
+	}
+	return mounts
+}
+
+// unescape undoes the octal escapes of blanks and backslashes in mountinfo.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
@@ -297,4 +298,9 @@ func refused(t testing.TB, err, kind error, words ...string) *xdp.Error {
 		}
 	}
 	return e
+}
+
+// passing is a program that passes all packets.
+func passing() asm.Instructions {
+	return asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}
 }
