@@ -15,7 +15,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 )
 
-func TestMain(m *testing.M) { kerneltest.Main(m, nil) }
+func TestMain(m *testing.M) { kerneltest.Main(m, commands) }
 
 // site is a hook that several tools share, and the bpffs where they pin.
 type site struct {
