@@ -50,7 +50,7 @@ func TestHoldfastAndXDPLoaderChangeOneHookAtOnce(t *testing.T) {
 				// Whoever comes first decides on the version: it must not be
 				// Holdfast, nor anybody in between.
 				first := loaderTool{"libxdp 1.6", kerneltest.OpenPeer(t, "1.6")}
-				if err := first.load(t, s, batch{1, 1, onPass}); err != nil {
+				if err := first.load(t, s, batch{1, 1, onPass, ""}); err != nil {
 					t.Fatal(err)
 				}
 				want = append(want, 1)

@@ -49,7 +49,7 @@ func (l library) load(t *testing.T, s *site, b batch) error {
 	priority := uint32(b.priority)
 	var adds []libxdp.Addition
 	for range b.n {
-		o, err := object.Read("filter.o", bytes.NewReader(bpfprog.ELF("filter")))
+		o, err := object.Read(b.objectName()+".o", bytes.NewReader(bpfprog.ELF(b.objectName())))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -148,11 +148,11 @@ func (p pair) made(t *testing.T, s *site, batches ...batch) attachedChain {
 	var want, got []batch
 	for _, b := range batches {
 		for range b.n {
-			want = append(want, batch{1, b.priority, b.actions})
+			want = append(want, batch{1, b.priority, b.actions, ""})
 		}
 	}
 	for _, m := range c.members {
-		got = append(got, batch{1, m.priority, m.actions})
+		got = append(got, batch{1, m.priority, m.actions, ""})
 	}
 	if !slices.Equal(got, want) {
 		t.Fatalf("the chain is %v, want %v", c.members, batches)
@@ -194,7 +194,7 @@ func (p pair) end(t *testing.T, s *site) {
 func (p pair) few(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	s := newSite(t)
-	first, second, third := batch{1, 50, onPass}, batch{1, 10, onDropAndPass}, batch{1, 30, onPass}
+	first, second, third := batch{1, 50, onPass, ""}, batch{1, 10, onDropAndPass, ""}, batch{1, 30, onPass, ""}
 	p.mustLoad(t, s, first)
 	one := p.made(t, s, first)
 	p.read(t, s, one)
@@ -229,7 +229,7 @@ func (p pair) few(t *testing.T) {
 func (p pair) ten(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	s := newSite(t)
-	last, first := batch{6, 60, onPass}, batch{4, 40, onDropAndPass}
+	last, first := batch{6, 60, onPass, ""}, batch{4, 40, onDropAndPass, ""}
 	p.mustLoad(t, s, last)
 	p.mustLoad(t, s, first)
 	ten := p.made(t, s, first, last)
@@ -257,7 +257,7 @@ func (p pair) ten(t *testing.T) {
 // that it is full before that its version is another.
 func (p pair) eleventh(t *testing.T, s *site) {
 	t.Helper()
-	err := p.other.load(t, s, batch{1, 70, onPass})
+	err := p.other.load(t, s, batch{1, 70, onPass, ""})
 	if p.can.read != 0 {
 		p.did(t, "add to", err, p.can.add)
 		return

@@ -23,12 +23,21 @@ type tool interface {
 	removeAll(t *testing.T, s *site) error
 }
 
-// batch is members that are loaded in one call: the filter, which drops UDP
-// packets to its port and counts them.
+// batch is members that are loaded in one call.
 type batch struct {
 	n        int
 	priority int
 	actions  string
+	// object is the filter unless it says otherwise, which drops UDP packets
+	// to its port and counts them.
+	object string
+}
+
+func (b batch) objectName() string {
+	if b.object == "" {
+		return "filter"
+	}
+	return b.object
 }
 
 // tools are all that share hooks.
@@ -74,9 +83,9 @@ func (l loaderTool) run(t *testing.T, s *site, args ...string) (string, error) {
 func (l loaderTool) load(t *testing.T, s *site, b batch) error {
 	t.Helper()
 	args := []string{"load", s.NearName, "--prio", strconv.Itoa(b.priority), "--actions", b.actions}
-	filter := kerneltest.ObjectFile(t, "filter")
+	file := kerneltest.ObjectFile(t, b.objectName())
 	for range b.n {
-		args = append(args, filter)
+		args = append(args, file)
 	}
 	_, err := l.run(t, s, args...)
 	return err
