@@ -1,11 +1,6 @@
 package xdp_test
 
 import (
-	"bufio"
-	"bytes"
-	"os"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -132,7 +127,7 @@ func (g *gates) checkCount(t *testing.T, v *kerneltest.Veth, sent uint64) {
 	t.Helper()
 	var met, lost uint64
 	if !kerneltest.Eventually(func() bool {
-		met, lost = g.sum(t), dropped(t, v)
+		met, lost = g.sum(t), v.Lost(t)
 		return met+lost == sent
 	}) {
 		t.Errorf("%d packets were sent, the gates met %d, and %d were lost in queues", sent, met, lost)
@@ -161,28 +156,4 @@ func (g *gates) sum(t *testing.T) (met uint64) {
 		met += g.met(t, generation)
 	}
 	return met
-}
-
-// dropped is how many packets the sending interface could not hand over.
-func dropped(t *testing.T, v *kerneltest.Veth) uint64 {
-	t.Helper()
-	var table []byte
-	v.Far.In(t, func() (err error) {
-		table, err = os.ReadFile("/proc/thread-self/net/dev")
-		return err
-	})
-	for s := bufio.NewScanner(bytes.NewReader(table)); s.Scan(); {
-		name, values, _ := strings.Cut(s.Text(), ":")
-		if strings.TrimSpace(name) != v.FarName {
-			continue
-		}
-		const transmitDropped = 8 + 3 // after eight for what is received: bytes, packets, errs, drop
-		n, err := strconv.ParseUint(strings.Fields(values)[transmitDropped], 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	t.Fatalf("%s is not in %s", v.FarName, table)
-	return 0
 }

@@ -23,7 +23,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kerneltest.Main(m, kerneltest.Commands{})
+	kerneltest.Main(m, kerneltest.Commands{
+		"contend": contend,
+		"operate": operate,
+	})
 }
 
 const port = 7777
@@ -77,6 +80,9 @@ func openChains(t *testing.T, bpffs string) *libxdp.Chains {
 	return c
 }
 
+// mapNames are the maps of bpf/member.c that members share.
+var mapNames = []string{"met", "turns"}
+
 // sharedMaps makes the maps of bpf/member.c.
 func sharedMaps(t *testing.T) map[string]*ebpf.Map {
 	t.Helper()
@@ -85,7 +91,7 @@ func sharedMaps(t *testing.T) map[string]*ebpf.Map {
 		t.Fatal(err)
 	}
 	maps := map[string]*ebpf.Map{}
-	for _, name := range []string{"met", "turns"} {
+	for _, name := range mapNames {
 		m, err := ebpf.NewMap(spec.Maps[name])
 		if err != nil {
 			t.Fatal(err)

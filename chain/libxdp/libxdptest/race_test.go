@@ -1,0 +1,145 @@
+package libxdptest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-bpf/holdfast/chain/libxdp"
+	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
+	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
+	"github.com/holdfast-bpf/holdfast/object"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+const (
+	contenders = 8
+	raceRounds = 50
+)
+
+// contend is a process that adds its member when it is told so by a line, and
+// removes it at the next.
+func contend(args []string) int {
+	netns, name, bpffs, member := args[0], args[1], args[2], args[3]
+	hook, chains, err := openPlace(netns, name, bpffs)
+	if err != nil {
+		return fail(err)
+	}
+	add := libxdp.Addition{Load: object.LoadOptions{Program: object.Choice{Name: member}}}
+	if add.Object, err = object.Read("member.o", bytes.NewReader(bpfprog.ELF("member"))); err != nil {
+		return fail(err)
+	}
+	ctx := context.Background()
+	for turn, lines := 0, bufio.NewScanner(os.Stdin); lines.Scan(); turn++ {
+		if turn%2 == 0 {
+			_, err = chains.Add(ctx, hook, add)
+		} else {
+			_, err = chains.Remove(ctx, hook, libxdp.Target{Name: member})
+		}
+		if err != nil {
+			fmt.Println(err)
+			continue
+		}
+		fmt.Println("done")
+	}
+	return 0
+}
+
+func openPlace(netns, name, bpffs string) (*xdp.Hook, *libxdp.Chains, error) {
+	ns, err := xdp.OpenNamespace(netns)
+	if err != nil {
+		return nil, nil, err
+	}
+	hook, err := ns.Hook(name, xdp.Native)
+	if err != nil {
+		return nil, nil, err
+	}
+	chains, err := libxdp.Open(libxdp.Options{BPFFS: bpffs})
+	return hook, chains, err
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+// Eight add at once to the empty hook, and all succeed; then all remove at once.
+func TestOfEightThatAttachFirstAllSucceed(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	b := newBench(t)
+	b.needFreplace()
+	type contender struct {
+		gate    io.Writer
+		reports *bufio.Scanner
+	}
+	var all []contender
+	var members []string
+	for i := range contenders {
+		members = append(members, fmt.Sprintf("m%d", i))
+		cmd := kerneltest.Command("contend", b.veth.Near.Path(), b.veth.NearName, b.bpffs, members[i])
+		cmd.Stderr = os.Stderr
+		gate, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		})
+		all = append(all, contender{gate, bufio.NewScanner(out)})
+	}
+	atOnce := func(round int) {
+		t.Helper()
+		for _, c := range all {
+			if _, err := io.WriteString(c.gate, "go\n"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, c := range all {
+			if !c.reports.Scan() {
+				t.Fatalf("round %d: contender %d gave no report", round, i)
+			}
+			if said := c.reports.Text(); said != "done" {
+				t.Fatalf("round %d: contender %d: %s", round, i, said)
+			}
+		}
+	}
+	for round := range raceRounds {
+		atOnce(round)
+		c := b.read()
+		if c.Problem != "" || !slices.Equal(names(c), members) {
+			t.Fatalf("round %d: the chain is %v %s", round, names(c), c.Problem)
+		}
+		b.wantDirs(fmt.Sprintf("dispatch-%d-%d", b.hook.Index(), c.Dispatcher.ID))
+		if round%2 == 0 {
+			atOnce(round)
+		} else {
+			if err := b.chains.RemoveAll(context.Background(), b.hook, xdp.Any); err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range all { // Each is told that its member is not there.
+				if _, err := io.WriteString(c.gate, "go\n"); err != nil {
+					t.Fatal(err)
+				}
+				if !c.reports.Scan() || !strings.Contains(c.reports.Text(), "not attached") {
+					t.Fatalf("round %d: %q", round, c.reports.Text())
+				}
+			}
+		}
+		b.want()
+	}
+	t.Logf("COUNT race rounds %d", raceRounds)
+}
