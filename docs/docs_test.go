@@ -169,7 +169,7 @@ func TestRelativeLinksLeadSomewhere(t *testing.T) {
 
 // Paths in backquotes, such as `internal/rtnl`, are meant to be found.
 func TestPackagesThatAreNamedExist(t *testing.T) {
-	name := regexp.MustCompile("`((?:internal|cmd|examples|scripts|docs|bpf|bench|arbiter|features|object|xdp)(?:/[A-Za-z0-9_./-]+)?)`")
+	name := regexp.MustCompile("`((?:internal|cmd|examples|scripts|docs|bpf|bench|arbiter|features|object|xdp|chain)(?:/[A-Za-z0-9_./-]+)?)`")
 	for path, text := range documents(t) {
 		for _, m := range name.FindAllStringSubmatch(text, -1) {
 			exists(t, path, strings.TrimSuffix(m[1], "/..."))
@@ -195,5 +195,17 @@ func TestTheGoCodeInTheDocumentsIsPartOfAnExample(t *testing.T) {
 	}
 	if found == 0 {
 		t.Error("the documents have no Go code, which has to be wrong")
+	}
+}
+
+// What libxdp.md says about who does what is what the tests expect.
+func TestTheTableOfInteroperabilityIsTheOneThatIsTested(t *testing.T) {
+	table, err := os.ReadFile(filepath.Join(root, "chain/libxdp/peertest/testdata/interoperability.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := documents(t)["libxdp.md"]
+	if !strings.Contains(text, "\n\n"+string(table)+"\n") {
+		t.Errorf("libxdp.md does not have this table:\n%s", table)
 	}
 }

@@ -47,6 +47,7 @@ const (
 	aProgram       given = "a program without a dispatcher"
 	aLink          given = "a link"
 	pinsLeftBehind given = "the pins of a chain that was detached"
+	aLockFile      given = "the lock file of an xdp-loader that runs or was killed"
 )
 
 const (
@@ -54,6 +55,7 @@ const (
 	loadUsage = "\nUsage: xdp-loader load [options] <ifname> <filenames>\n" + tryHelp
 	noDevice  = "Couldn't find network interface 'nope'.\n"
 	cleanHere = "Cleaning up detached XDP program links for {if}\n"
+	cleanAll  = "Cleaning up detached XDP program links for all interfaces\n"
 
 	nothing  = "nothing"
 	passOnly = "native chain: 50 xdp_pass XDP_PASS"
@@ -168,6 +170,9 @@ var calls = []call{
 	{given: aProgram, args: "load {if} {pass}", answer: inTheWay},
 	{given: aProgram, args: "load {if} {pass} -m skb", answer: inTheWay},
 	{given: aLink, args: "load {if} {pass}", answer: inTheWay},
+	// Only 1.3 minds, at whatever interface, and for whatever command.
+	{given: aLockFile, args: "load {if} {pass}", answer: answer{leaves: passOnly}, differs: map[string]answer{"1.3": lockedOut}},
+	{given: aLockFile, args: "clean", answer: answer{out: cleanAll}, differs: map[string]answer{"1.3": lockedOut}},
 	{given: aProgram, args: "load {if} {pass}", env: "LIBXDP_SKIP_DISPATCHER=1", answer: answer{
 		code: 240, err: attachFailed("Device or resource busy(-16)"),
 	}},
@@ -207,15 +212,17 @@ var calls = []call{
 
 	// clean
 	{args: "clean {if}", answer: answer{out: cleanHere}},
-	{args: "clean", answer: answer{out: "Cleaning up detached XDP program links for all interfaces\n"}},
+	{args: "clean", answer: answer{out: cleanAll}},
 	{given: aChainOfOne, args: "clean {if}", answer: answer{out: cleanHere}},
 	{given: pinsLeftBehind, args: "clean {if}", answer: answer{out: cleanHere, leaves: nothing}},
-	{given: pinsLeftBehind, args: "clean", answer: answer{out: "Cleaning up detached XDP program links for all interfaces\n", leaves: nothing}},
+	{given: pinsLeftBehind, args: "clean", answer: answer{out: cleanAll, leaves: nothing}},
 	// Nothing else cleans up.
 	{given: pinsLeftBehind, args: "load {if} {pass}", answer: answer{leaves: "pins and " + passOnly}},
 
 	{args: "features {if}", answer: answer{out: "{features}"}, differs: unknownFeatures},
 }
+
+var lockedOut = answer{code: 1, err: "Unable to read PID from lockfile: File exists\n"}
 
 var inTheWay = answer{
 	code: 240,
@@ -248,6 +255,29 @@ func TestXDPLoaderPrintsAndReturnsWhatScriptsRelyOn(t *testing.T) {
 			objects := objectFiles(t)
 			for _, c := range calls {
 				t.Run(c.title(), func(t *testing.T) { c.try(t, s, objects, name, l) })
+			}
+		})
+	}
+}
+
+func TestHoldfastRemovesPinsThatXDPLoaderLeft(t *testing.T) {
+	needChains(t)
+	for name, l := range loaders(t) {
+		t.Run(name, func(t *testing.T) {
+			kerneltest.NoLeaks(t)
+			s := newSite(t)
+			s.prepare(t, pinsLeftBehind, l, objectFiles(t))
+			if got := s.state(t); got != "pins" {
+				t.Fatalf("there is %s, want pins", got)
+			}
+			if err := (library{}).load(t, s, batch{1, 50, onPass, ""}); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.state(t); got != "native chain: 50 filter XDP_PASS" {
+				t.Errorf("there is %s", got)
+			}
+			if err := (library{}).removeAll(t, s); err != nil {
+				t.Fatal(err)
 			}
 		})
 	}
@@ -319,6 +349,12 @@ func (s *site) prepare(t *testing.T, g given, l loader, objects []string) {
 	case pinsLeftBehind:
 		load()
 		s.detach(t)
+	case aLockFile:
+		const lock = "/run/xdp-loader.lck" // in the test's own /run
+		if err := os.WriteFile(lock, fmt.Appendln(nil, os.Getpid()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(lock) })
 	case aProgram:
 		if err := s.Near.Conn.SetXDP(s.NearIndex, kerneltest.Pass(t, "holder", nil).FD(), unix.XDP_FLAGS_DRV_MODE); err != nil {
 			t.Fatal(err)

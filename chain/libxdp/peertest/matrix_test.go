@@ -19,7 +19,7 @@ import (
 type can struct{ read, add, removeOne, removeAll int }
 
 // tableRow is one line of the table that the documents have, too.
-var tableRow = regexp.MustCompile(`^\| (\S.*?) +\| (\d) \| (\S.*) \| (\S.*) \| (\S.*) \| (\S.*) \|$`)
+var tableRow = regexp.MustCompile(`^\| (\S.*) \| (\d) \| (\S.*) \| (\S.*) \| (\S.*) \| (\S.*) \|$`)
 
 // interoperability reads what each tool can do with chains of each version, by
 // the tool's name.
