@@ -238,7 +238,7 @@ func TestALinkSurvivesItsInterfaceGoingDownAndUp(t *testing.T) {
 
 func TestALinkCanBeUsedByManyGoroutinesAtOnce(t *testing.T) {
 	kerneltest.NoLeaks(t)
-	fillDispatcher(t)
+	kerneltest.FillDispatcher(t)
 	const goroutines, each = 8, 50
 	h := open(t, kerneltest.NewVeth(t), xdp.Native)
 	l := attachLink(t, h, kerneltest.Pass(t, serialName+"0", nil))

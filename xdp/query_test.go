@@ -149,7 +149,7 @@ func TestAQueryNeverNamesTheLinkOfATwin(t *testing.T) {
 
 func TestAQueryDuringReplacesNamesTheLinkThatHoldsTheHook(t *testing.T) {
 	kerneltest.NoLeaks(t)
-	fillDispatcher(t)
+	kerneltest.FillDispatcher(t)
 	h := open(t, kerneltest.NewVeth(t), xdp.Native)
 	programs := [2]*ebpf.Program{kerneltest.Pass(t, "odd", nil), kerneltest.Pass(t, "even", nil)}
 	l := attachLink(t, h, programs[0])

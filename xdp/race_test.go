@@ -366,7 +366,7 @@ func TestNoReplaceOfEightThatExpectTheProgramTheySawIsLost(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			v := kerneltest.NewVeth(t)
-			fillDispatcher(t)
+			kerneltest.FillDispatcher(t)
 			h := open(t, v, xdp.Native)
 			first := kerneltest.Pass(t, serialName+"0", nil)
 			pin := ""
@@ -418,34 +418,4 @@ func checkSuccession(t *testing.T, h *xdp.Hook, first uint32, accounts []account
 	}
 	t.Logf("%d conflicts", conflicts)
 	t.Logf("COUNT race replaces %d", total)
-}
-
-// fillDispatcher makes the test's replaces fast: the kernel's XDP dispatcher
-// waits for an RCU grace period, ten milliseconds or more, whenever a program
-// enters or leaves it, but has room for no more than 48. Those that come after
-// cost nothing.
-func fillDispatcher(t *testing.T) {
-	t.Helper()
-	const room = 48 // BPF_DISPATCHER_MAX
-	n := kerneltest.NewNetNS(t)
-	ns, err := xdp.OpenNamespace(n.Path())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ns.Close() })
-	for i := range room / 2 {
-		near, far := fmt.Sprintf("fill%d", i), fmt.Sprintf("fill%d", room/2+i)
-		if err := n.Conn.AddVeth(near, far, -1); err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range []string{near, far} {
-			h, err := ns.Hook(name, xdp.Generic)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := h.Attach(kerneltest.Pass(t, name, nil), xdp.Empty); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 }

@@ -446,6 +446,9 @@ func (c *Chains) swap(ctx context.Context, r request, there *snapshot, b *build)
 		return c.lockError(r.op, r.hook, err)
 	}
 	defer l.unlock()
+	if err := c.still(r, there); err != nil {
+		return err
+	}
 	index := r.hook.Index()
 	if err := l.pin(index, b.id, b.members); err != nil {
 		return r.error(xdp.ErrUnexpected, err.Error(), "look at what is in that directory")
@@ -457,6 +460,26 @@ func (c *Chains) swap(ctx context.Context, r request, there *snapshot, b *build)
 		return r.refused(err)
 	}
 	return nil
+}
+
+// still tells early, and for less than an attempt costs, that what was there is
+// no longer attached.
+func (c *Chains) still(r request, there *snapshot) error {
+	state, err := r.hook.Query()
+	if err != nil {
+		return err
+	}
+	var id uint32
+	now := state.At(r.hook.Mode())
+	if now != nil {
+		id = now.Program.ID
+	}
+	if there.expectation().Holds(id) {
+		return nil
+	}
+	e := r.error(xdp.ErrConflict, "", "")
+	e.Rival = now
+	return r.refused(e)
 }
 
 // tidyTimeout bounds what is done after the change is made, which is none of

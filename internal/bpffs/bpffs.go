@@ -295,7 +295,7 @@ func (r *Root) Lock(ctx context.Context, timeout time.Duration) (*Lock, error) {
 func LockDir(ctx context.Context, dir string, timeout time.Duration) (*Lock, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 10*time.Millisecond) {
 		f, err := os.Open(dir)
 		if err != nil {
 			return nil, err

@@ -23,8 +23,7 @@ const (
 	raceRounds = 50
 )
 
-// contend is a process that adds its member when it is told so by a line, and
-// removes it at the next.
+// contend is a process that adds and removes its member when a line says so.
 func contend(args []string) int {
 	netns, name, bpffs, member := args[0], args[1], args[2], args[3]
 	hook, chains, err := openPlace(netns, name, bpffs)
@@ -36,8 +35,8 @@ func contend(args []string) int {
 		return fail(err)
 	}
 	ctx := context.Background()
-	for turn, lines := 0, bufio.NewScanner(os.Stdin); lines.Scan(); turn++ {
-		if turn%2 == 0 {
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if lines.Text() == "add" {
 			_, err = chains.Add(ctx, hook, add)
 		} else {
 			_, err = chains.Remove(ctx, hook, libxdp.Target{Name: member})
@@ -69,11 +68,13 @@ func fail(err error) int {
 	return 1
 }
 
-// Eight add at once to the empty hook, and all succeed; then all remove at once.
+// Eight add at once to the empty hook, and all succeed; every tenth time all
+// remove at once as well.
 func TestOfEightThatAttachFirstAllSucceed(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	b := newBench(t)
 	b.needFreplace()
+	kerneltest.FillDispatcher(t)
 	type contender struct {
 		gate    io.Writer
 		reports *bufio.Scanner
@@ -101,10 +102,11 @@ func TestOfEightThatAttachFirstAllSucceed(t *testing.T) {
 		})
 		all = append(all, contender{gate, bufio.NewScanner(out)})
 	}
-	atOnce := func(round int) {
+	// say tells all of them at once what to do, and returns what they report.
+	say := func(round int, what string) (reports []string) {
 		t.Helper()
 		for _, c := range all {
-			if _, err := io.WriteString(c.gate, "go\n"); err != nil {
+			if _, err := io.WriteString(c.gate, what+"\n"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -112,30 +114,35 @@ func TestOfEightThatAttachFirstAllSucceed(t *testing.T) {
 			if !c.reports.Scan() {
 				t.Fatalf("round %d: contender %d gave no report", round, i)
 			}
-			if said := c.reports.Text(); said != "done" {
+			reports = append(reports, c.reports.Text())
+		}
+		return reports
+	}
+	atOnce := func(round int, what string) {
+		t.Helper()
+		for i, said := range say(round, what) {
+			if said != "done" {
 				t.Fatalf("round %d: contender %d: %s", round, i, said)
 			}
 		}
 	}
 	for round := range raceRounds {
-		atOnce(round)
+		atOnce(round, "add")
 		c := b.read()
 		if c.Problem != "" || !slices.Equal(names(c), members) {
 			t.Fatalf("round %d: the chain is %v %s", round, names(c), c.Problem)
 		}
 		b.wantDirs(fmt.Sprintf("dispatch-%d-%d", b.hook.Index(), c.Dispatcher.ID))
-		if round%2 == 0 {
-			atOnce(round)
+		if round%10 == 0 {
+			atOnce(round, "remove")
 		} else {
 			if err := b.chains.RemoveAll(context.Background(), b.hook, xdp.Any); err != nil {
 				t.Fatal(err)
 			}
-			for _, c := range all { // Each is told that its member is not there.
-				if _, err := io.WriteString(c.gate, "go\n"); err != nil {
-					t.Fatal(err)
-				}
-				if !c.reports.Scan() || !strings.Contains(c.reports.Text(), "not attached") {
-					t.Fatalf("round %d: %q", round, c.reports.Text())
+			// Each is told that there is nothing to remove.
+			for _, said := range say(round, "remove") {
+				if !strings.Contains(said, "not attached") {
+					t.Fatalf("round %d: %s", round, said)
 				}
 			}
 		}
