@@ -136,7 +136,7 @@ func (s peerSource) download(ctx context.Context, work string, logf func(string,
 		peer := filepath.Join(work, "peer")
 		return peer, arrangePeer(root, libs, version, peer)
 	}
-	return "", fmt.Errorf("Debian has no such version of xdp-tools (%s): correct peerSources in internal/vm", strings.Join(seen, ", "))
+	return "", fmt.Errorf("no suite has such a version of xdp-tools (%s): correct peerSources in internal/vm", strings.Join(seen, ", "))
 }
 
 // unpackProgram unpacks a package, and of those it depends on as many as its

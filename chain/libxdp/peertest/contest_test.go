@@ -179,8 +179,11 @@ func contend(bpffs, netns, device, number string) error {
 		if _, err := chains.Remove(ctx, hook, libxdp.Target{ID: id}); err != nil {
 			return fmt.Errorf("remove %d: %w", priority, err)
 		}
-		if id, err = find(chains, hook, priority); err != nil || id != 0 {
-			return fmt.Errorf("the member with priority %d was removed and is there: %d, %v", priority, id, err)
+		if id, err = find(chains, hook, priority); err != nil {
+			return err
+		}
+		if id != 0 {
+			return fmt.Errorf("the member with priority %d was removed and is there", priority)
 		}
 	}
 	return nil
