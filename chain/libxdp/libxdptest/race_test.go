@@ -45,6 +45,7 @@ func contend(args []string) int {
 			fmt.Println(err)
 			continue
 		}
+		chains.Wait()
 		fmt.Println("done")
 	}
 	return 0
