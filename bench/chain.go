@@ -54,8 +54,7 @@ type chainResults struct {
 }
 
 // inMachine runs this program in a virtual machine, to measure chains. The
-// directory has it and the holdfast command, as static binaries. The machine
-// ends when this process does.
+// directory has it and the holdfast command, as static binaries.
 func inMachine(directory string) (*chainResults, error) {
 	const guest = "/holdfast/bin/"
 	c := &chainResults{results: &results{}}
