@@ -75,12 +75,10 @@ var unknownFeatures = map[string]answer{"1.3": {code: 1, err: "Command 'features
 var calls = []call{
 	// What it says of itself.
 	{args: "", answer: answer{code: 255, err: "Usage: xdp-loader COMMAND [options]\n…"}},
-	{args: "help", answer: answer{code: 255, err: "Usage: xdp-loader COMMAND [options]\n…"}},
 	{args: "-h", answer: answer{code: 1, err: "Command '-h' is unknown, try 'xdp-loader help'.\n"}},
 	{args: "--version", answer: answer{code: 1, err: "Command '--version' is unknown, try 'xdp-loader help'.\n"}},
 	{args: "nope", answer: answer{code: 1, err: "Command 'nope' is unknown, try 'xdp-loader help'.\n"}},
 	{args: "load --version", answer: answer{code: 1, out: "xdp-loader version {version} using libbpf version …"}},
-	{args: "load -h", answer: answer{code: 1, out: "\nUsage: xdp-loader load [options] <ifname> <filenames>\n\n…"}},
 	{args: "load --help", answer: answer{code: 1, out: "\nUsage: xdp-loader load [options] <ifname> <filenames>\n\n…"}},
 	{args: "unload -h", answer: answer{code: 1, out: "\nUsage: xdp-loader unload [options] <ifname>\n\n…"}},
 	{args: "status -h", answer: answer{code: 1, out: "\nUsage: xdp-loader status [options] [ifname]\n\n…"}},
@@ -254,6 +252,11 @@ func TestXDPLoaderPrintsAndReturnsWhatScriptsRelyOn(t *testing.T) {
 			s := newSite(t)
 			objects := objectFiles(t)
 			for _, c := range calls {
+				// What the oldest and the newest do alike is not asked of
+				// those between.
+				if name == "1.5" && c.differs == nil {
+					continue
+				}
 				t.Run(c.title(), func(t *testing.T) { c.try(t, s, objects, name, l) })
 			}
 		})

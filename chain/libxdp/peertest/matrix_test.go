@@ -198,7 +198,6 @@ func (p pair) few(t *testing.T) {
 	p.mustLoad(t, s, first)
 	one := p.made(t, s, first)
 	p.read(t, s, one)
-	s.send(t, one, []uint64{packets}, 0)
 
 	if !p.did(t, "add to", p.other.load(t, s, second), p.can.add) {
 		untouched(t, s, one)
