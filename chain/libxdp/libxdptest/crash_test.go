@@ -70,6 +70,7 @@ func operate(args []string) int {
 }
 
 func TestAChangeThatIsKilledLeavesTheOldOrTheNewChain(t *testing.T) {
+	needFreplace(t)
 	for what, o := range operations {
 		t.Run(what, func(t *testing.T) {
 			kerneltest.NoLeaks(t)
@@ -77,7 +78,6 @@ func TestAChangeThatIsKilledLeavesTheOldOrTheNewChain(t *testing.T) {
 			crash.Sweep{
 				Setup: func(t *testing.T) crash.Command {
 					b = newBench(t)
-					b.needFreplace()
 					for _, name := range o.before {
 						b.add(b.member(name))
 					}

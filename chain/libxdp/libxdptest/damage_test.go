@@ -139,11 +139,11 @@ var damages = map[string]struct {
 }
 
 func TestDamagedPinsAreAProblemInWordsAndNothingElseIsTouched(t *testing.T) {
+	needFreplace(t)
 	for name, d := range damages {
 		t.Run(name, func(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			b := newBench(t)
-			b.needFreplace()
 			b.add(b.member("m1"), b.member("m2"))
 			before := b.read()
 			if d.unseen && !b.tellsTarget() {
@@ -201,8 +201,8 @@ func tree(t *testing.T, path string) (names []string) {
 
 func TestWhatOthersPutIntoADirectoryStaysThere(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	b.add(b.member("m1"), b.member("m2"))
 	dir := b.dir()
 	theirs := dir + "/theirs"
@@ -232,6 +232,7 @@ func TestWhatOthersPutIntoADirectoryStaysThere(t *testing.T) {
 // Somebody waits for dispatchers with directories of their names, in each of
 // which is something of his own, or a link that leads elsewhere.
 func TestADirectoryThatIsThereAlreadyLeadsNowhere(t *testing.T) {
+	needFreplace(t)
 	for name, c := range map[string]struct {
 		trap  func(b *bench, dir string)
 		words string // none if it is no obstacle
@@ -247,7 +248,6 @@ func TestADirectoryThatIsThereAlreadyLeadsNowhere(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			b := newBench(t)
-			b.needFreplace()
 			victim := b.bpffs + "/victims/prog0-link"
 			b.must(os.Mkdir(filepath.Dir(victim), 0o700))
 			b.must(kernel.Pin(kernel.FD(b.maps["met"].FD()), victim))

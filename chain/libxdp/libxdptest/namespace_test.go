@@ -21,8 +21,8 @@ import (
 // names of their directories differ only by the dispatcher.
 func TestNamespacesThatShareABpffsKeepEachOthersPins(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	ctx := context.Background()
 	far := open(t, b.veth.Far, b.veth.FarName, xdp.Native)
 	if far.Index() != b.hook.Index() {
@@ -72,8 +72,8 @@ func TestNamespacesThatShareABpffsKeepEachOthersPins(t *testing.T) {
 
 func TestWhatAProcessIsAboutToAttachIsNotCleanedUp(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	c := b.add(b.member("m1"))
 	// Detached, it is as a dispatcher that is not attached yet.
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(c.Dispatcher.ID))
@@ -105,8 +105,8 @@ func bind(a libxdp.Addition, index int) libxdp.Addition {
 
 func TestDeviceBoundMembersAreAllOrNone(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	ctx, index := context.Background(), b.hook.Index()
 	_, err := b.chains.Add(ctx, b.hook, bind(b.member("m1"), index+1))
 	refused(t, err, xdp.ErrDeviceBound)
