@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"time"
 
@@ -406,7 +407,7 @@ func (a *addition) load(r request, target *ebpf.Program, function string) (kerne
 		}
 		a.loaded = loaded
 		for _, name := range loaded.ProgramArrays() {
-			if m := loaded.Maps[name]; !m.IsPinned() && a.Load.MapReplacements[name] == nil {
+			if m := loaded.Maps[name]; !a.ArraysMayEmpty && !m.IsPinned() && a.Load.MapReplacements[name] == nil {
 				return -1, r.error(xdp.ErrInvalid,
 					fmt.Sprintf("the kernel would empty the program array %s of %q when this process ends, and its tail calls would fall through", name, a.Name),
 					"have it pinned by name, and give a directory to pin maps in")
@@ -509,6 +510,9 @@ func (c *Chains) tidy(h *xdp.Hook, old uint32) {
 		}
 	}
 	l, err := c.lock(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return // nobody has pinned anything
+	}
 	if err != nil {
 		c.log("old pins are left", "error", err)
 		return

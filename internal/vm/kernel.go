@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,7 +80,7 @@ func Fetch(ctx context.Context, name string, logf func(format string, args ...an
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := lockFile(filepath.Join(root, name+".lock"))
+	unlock, err := lockFile(ctx, filepath.Join(root, name+".lock"))
 	if err != nil {
 		return nil, err
 	}
@@ -120,16 +121,28 @@ func openImage(name, dir string) (*Image, error) {
 	return &Image{Name: name, Release: filepath.Base(found[0]), Vmlinuz: vmlinuz, Modules: found[0]}, nil
 }
 
-func lockFile(path string) (unlock func(), err error) {
+// lockFile waits for the lock until the context ends.
+func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock %s, which another process holds: %w", path, context.Cause(ctx))
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
-	return func() { f.Close() }, nil
 }
 
 // download leaves vmlinuz and modules/RELEASE in dir/kernel.
