@@ -2,6 +2,8 @@
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
+# XDP_LOADER=1 installs a link by that name, too.
+XDP_LOADER ?=
 KERNEL  ?= all
 PKG     ?= ./...
 RUN     ?=
@@ -22,8 +24,9 @@ help: ## this list
 build: ## bin/holdfast, one static binary
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/holdfast
 
-install: build ## to PREFIX (/usr/local), below DESTDIR if given, with shell completions
+install: build ## to PREFIX (/usr/local), below DESTDIR if given; XDP_LOADER=1: by that name, too
 	install -D -m 0755 bin/holdfast $(DESTDIR)$(PREFIX)/bin/holdfast
+	$(if $(XDP_LOADER),ln -sf holdfast $(DESTDIR)$(PREFIX)/bin/xdp-loader)
 	scripts/install-completions bin/holdfast $(DESTDIR)$(PREFIX)/share
 
 demo: ## the main job on real packets, in namespaces of its own (as root)

@@ -62,13 +62,21 @@ type Options struct {
 }
 
 // Open opens the state for changes, and mounts the bpffs where there is none.
-// The caller closes it. It needs CAP_SYS_ADMIN.
-func Open(o Options) (*Arbiter, error) { return open(o, bpffs.Mount) }
+// The caller closes it. It needs CAP_SYS_ADMIN, and what it takes to enter the
+// mount namespace of process 1: without, the error is [xdp.ErrPermission], rather
+// than a state that ends with the caller's own mount namespace.
+func Open(o Options) (*Arbiter, error) { return open(o, bpffs.Mount, bpffs.InHostMounts) }
 
 // OpenReadOnly opens the state for looking: where there is none it is empty,
 // and stays so.
 func OpenReadOnly(o Options) (*Arbiter, error) {
-	a, err := open(o, bpffs.Open)
+	a, err := open(o, bpffs.Open, func(find func() error) error {
+		err := bpffs.InHostMounts(find)
+		if errors.Is(err, bpffs.ErrElsewhere) {
+			return find() // what can be seen from here
+		}
+		return err
+	})
 	if errors.Is(err, bpffs.ErrNoBPFFS) {
 		return newArbiter(o, nil), nil
 	}
@@ -90,7 +98,9 @@ func newArbiter(o Options, root *bpffs.Root) *Arbiter {
 	return a
 }
 
-func open(o Options, how func(string) (*bpffs.Root, error)) (*Arbiter, error) {
+// open opens the directory: how opens one, and inHostMounts makes that call
+// where the default one is.
+func open(o Options, how func(string) (*bpffs.Root, error), inHostMounts func(func() error) error) (*Arbiter, error) {
 	var root *bpffs.Root
 	find := func(dir string) func() error {
 		return func() (err error) {
@@ -101,11 +111,17 @@ func open(o Options, how func(string) (*bpffs.Root, error)) (*Arbiter, error) {
 	var err error
 	if o.Dir == "" || o.Dir == DefaultDir {
 		o.Dir = DefaultDir
-		err = bpffs.InHostMounts(find(DefaultDir))
+		err = inHostMounts(find(DefaultDir))
 	} else {
 		err = find(o.Dir)()
 	}
 	switch {
+	case errors.Is(err, bpffs.ErrElsewhere):
+		return nil, &xdp.Error{
+			Op: "open state", Hook: o.Dir, Err: xdp.ErrPermission, Detail: err.Error(),
+			Hint: "that takes CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_SYS_CHROOT; " +
+				"or choose a directory yourself with --bpffs: what is attached ends with its mount",
+		}
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return nil, &xdp.Error{
 			Op: "open state", Hook: o.Dir, Err: xdp.ErrPermission, Detail: err.Error(),
@@ -132,6 +148,11 @@ type locked struct{ lock *bpffs.Lock }
 func (l locked) unlock() { l.lock.Unlock() }
 
 func (a *Arbiter) lock(ctx context.Context) (locked, error) {
+	if a.root == nil {
+		return locked{}, &xdp.Error{
+			Op: "lock state", Err: xdp.ErrInvalid, Detail: "it was opened for looking", Hint: "open it with Open",
+		}
+	}
 	lock, err := a.root.Lock(ctx, a.timeout)
 	if errors.Is(err, ErrLockTimeout) {
 		err = fmt.Errorf("%w: others have been changing what Holdfast attached for %s; try again, or wait longer with --lock-timeout", ErrLockTimeout, a.timeout)
@@ -147,8 +168,15 @@ type HeldError struct {
 	Record Record
 }
 
+// Error ends, as the conflict's own does, with what to do.
 func (e *HeldError) Error() string {
-	return fmt.Sprintf("%s; Holdfast attached it: %s", e.Err, e.Record)
+	conflict := *e.Err
+	conflict.Hint = ""
+	s := fmt.Sprintf("%s; Holdfast attached it: %s", &conflict, e.Record)
+	if e.Err.Hint != "" {
+		s += "; " + e.Err.Hint
+	}
+	return s
 }
 
 // Unwrap returns the conflict.

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
-	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -48,6 +48,13 @@ func (a *Arbiter) Attach(ctx context.Context, r AttachRequest) (Acknowledge, err
 			Detail: "what netlink attaches has no link that could be persisted", Hint: "attach it owned",
 		}
 	}
+	if r.PersistAs != "" {
+		path, err := filepath.Abs(r.PersistAs) // it is removed from elsewhere
+		if err != nil {
+			return nil, err
+		}
+		r.PersistAs = path
+	}
 	l, err := a.lock(ctx)
 	if err != nil {
 		return nil, err
@@ -62,7 +69,7 @@ func (a *Arbiter) Attach(ctx context.Context, r AttachRequest) (Acknowledge, err
 		return nil, err
 	}
 	switch {
-	case s.entry.repeats(c) && s.entry.madeBy(r):
+	case s.entry.repeats(c) && s.entry.madeBy(r) && !inOtherMode(s.at, r.Hook):
 		return a.repeat(l, s.entry, c)
 	case s.entry != nil, s.at != nil && (!r.Shared || r.Expect.IsZero() || s.at.Held == xdp.HeldByLink):
 		return nil, held(conflict(opAttach, r.Hook, s.at, "detach it first, or replace it"), s.entry)
@@ -134,8 +141,9 @@ type ReplaceRequest struct {
 
 // Replace replaces the program of an attachment that Holdfast made: every packet
 // meets the old one or the new one. The errors are those of [xdp.Link.Replace]
-// and [xdp.Hook.Attach], xdp.ErrNotAttached, a conflict where somebody else
-// made the attachment, and ErrLockTimeout.
+// and [xdp.Hook.Attach], xdp.ErrNotAttached, xdp.ErrGone where what Holdfast
+// attached has ended without it, a conflict where somebody else made the
+// attachment, and ErrLockTimeout.
 func (a *Arbiter) Replace(ctx context.Context, r ReplaceRequest) (Acknowledge, error) {
 	l, err := a.lock(ctx)
 	if err != nil {
@@ -151,12 +159,16 @@ func (a *Arbiter) Replace(ctx context.Context, r ReplaceRequest) (Acknowledge, e
 	switch {
 	case err != nil:
 		return nil, err
+	case s.at == nil && s.lost != nil:
+		return nil, drifted(opReplace, r.Hook, s.lost, "attach anew")
 	case s.at == nil, inOtherMode(s.at, r.Hook):
 		return nil, nothingAttached(opReplace, r.Hook, s.at)
 	case s.entry == nil:
 		return nil, foreign(opReplace, r.Hook, s.at, "its owner must replace it; or detach it with --foreign, and attach")
 	case s.entry.repeats(c):
 		return a.repeat(l, s.entry, c)
+	case !r.Expect.IsZero() && !r.Expect.Holds(s.at.Program.ID):
+		return nil, held(unexpected(opReplace, r.Hook, s.at, r.Expect), s.entry)
 	}
 	return a.replace(l, s.entry, r.Hook, c, r.Expect)
 }
@@ -233,9 +245,14 @@ type DetachRequest struct {
 	Foreign bool
 }
 
-// Detach takes a program off. The errors are those of [xdp.Hook.Detach], a
-// conflict where somebody else made the attachment and Foreign was not asked
-// for, and ErrLockTimeout.
+// Detach takes a program off. The errors are those of [xdp.Hook.Detach],
+// xdp.ErrGone where what Holdfast attached has ended without it, a conflict
+// where somebody else made the attachment and Foreign was not asked for, and
+// ErrLockTimeout.
+//
+// For a link the expectation is checked here and not by the kernel, which has
+// none for detaching: who else has a descriptor of the link, as PersistAs gives
+// it away, can replace the program in between.
 func (a *Arbiter) Detach(ctx context.Context, r DetachRequest) (Acknowledge, error) {
 	l, err := a.lock(ctx)
 	if err != nil {
@@ -249,12 +266,12 @@ func (a *Arbiter) Detach(ctx context.Context, r DetachRequest) (Acknowledge, err
 		return nil, err
 	case s.at == nil && s.detached:
 		return done, nil
+	case s.at == nil && s.lost != nil:
+		return nil, drifted(opDetach, r.Hook, s.lost, "there is nothing left to detach")
 	case s.at == nil, inOtherMode(s.at, r.Hook):
 		return nil, nothingAttached(opDetach, r.Hook, s.at)
 	case !r.Expect.IsZero() && !r.Expect.Holds(s.at.Program.ID):
-		e := conflict(opDetach, r.Hook, s.at, "look at what is attached now and decide again")
-		e.Detail = "expected " + r.Expect.String()
-		return nil, held(e, s.entry)
+		return nil, held(unexpected(opDetach, r.Hook, s.at, r.Expect), s.entry)
 	case s.entry == nil && !r.Foreign:
 		return nil, foreign(opDetach, r.Hook, s.at, "its owner must detach it; or give --foreign with --expect, and answer for it")
 	case s.entry == nil && r.Expect.IsZero():
@@ -300,6 +317,9 @@ func (a *Arbiter) detach(l locked, e *entry, h *xdp.Hook, at *xdp.Attachment) (A
 		if err != nil {
 			return err
 		}
+		if p := now.record.Pending; now.recordErr == nil && (p == nil || p.Op != opDetach || p.By != c.owner.Process) {
+			return nil // attached anew, by netlink
+		}
 		return a.removeRest(now)
 	}, nil
 }
@@ -337,11 +357,11 @@ func newChange(op string, p *object.Loaded) (change, error) {
 	if err != nil {
 		return change{}, err
 	}
-	info, err := kernel.ReadProgram(kernel.FD(p.Program.FD()))
+	id, err := p.ProgramID()
 	if err != nil {
 		return change{}, &xdp.Error{Op: op, Err: xdp.ErrInvalid, Detail: "read the program: " + err.Error()}
 	}
-	return change{op: op, owner: owner, program: p, id: info.ID, digest: p.Digest}, nil
+	return change{op: op, owner: owner, program: p, id: id, digest: p.Digest}, nil
 }
 
 func (c change) pending() *Pending {
@@ -426,14 +446,29 @@ func nothingAttached(op string, h *xdp.Hook, at *xdp.Attachment) *xdp.Error {
 	}
 }
 
+// drifted says that what Holdfast attached ended although nobody asked Holdfast.
+func drifted(op string, h *xdp.Hook, e *entry, hint string) *xdp.Error {
+	return &xdp.Error{
+		Op: op, Hook: h.String(), Err: xdp.ErrGone,
+		Detail: fmt.Sprintf("what Holdfast attached here, %s, has ended: %s", e.record, e.dead(nil)),
+		Hint:   hint,
+	}
+}
+
 func conflict(op string, h *xdp.Hook, at *xdp.Attachment, hint string) *xdp.Error {
 	xdp.FindHolders(at)
 	return &xdp.Error{Op: op, Hook: h.String(), Err: xdp.ErrConflict, Rival: at, Hint: hint}
 }
 
+func unexpected(op string, h *xdp.Hook, at *xdp.Attachment, expect xdp.Expectation) *xdp.Error {
+	e := conflict(op, h, at, "look at what is attached now and decide again")
+	e.Detail = "expected " + expect.String()
+	return e
+}
+
 func foreign(op string, h *xdp.Hook, at *xdp.Attachment, hint string) *xdp.Error {
 	e := conflict(op, h, at, hint)
-	e.Detail = "Holdfast did not attach what is there"
+	e.Detail = "what is there is no permanent attachment of Holdfast's"
 	return e
 }
 

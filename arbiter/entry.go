@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/object"
@@ -36,10 +37,26 @@ const (
 	// movedPrefix starts the key of an attachment whose interface went to
 	// another namespace while one with its index came to the old.
 	movedPrefix = "moved-"
+	// offloadSuffix ends the key of a program on the card, which can be there
+	// beside a native or generic one.
+	offloadSuffix = "-offload"
 )
 
-// isKey matches what key and moveAside make.
-var isKey = regexp.MustCompile(`^(?:[ci][0-9]+-[0-9]+(?:-offload)?|moved-[0-9]+)$`)
+// isKey tells whether the name is one that key or moveAside makes.
+func isKey(name string) bool {
+	if link, ok := strings.CutPrefix(name, movedPrefix); ok {
+		return isNumber(link)
+	}
+	if name == "" || name[0] != 'c' && name[0] != 'i' {
+		return false
+	}
+	namespace, index, ok := strings.Cut(strings.TrimSuffix(name[1:], offloadSuffix), "-")
+	return ok && isNumber(namespace) && isNumber(index)
+}
+
+func isNumber(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
 
 // hookKey names a hook's directory.
 func hookKey(h *xdp.Hook) string { return key(h.Namespace().ID(), h.Index(), h.Mode()) }
@@ -47,7 +64,7 @@ func hookKey(h *xdp.Hook) string { return key(h.Namespace().ID(), h.Index(), h.M
 func key(namespaceID string, index int, mode xdp.Mode) string {
 	key := fmt.Sprintf("%s-%d", namespaceID, index)
 	if mode == xdp.Offload {
-		key += "-offload" // which can be there beside native or generic
+		key += offloadSuffix
 	}
 	return key
 }
@@ -66,23 +83,50 @@ func (a *Arbiter) read() ([]*entry, error) {
 	}
 	var entries []*entry
 	for _, d := range dirs {
-		if !d.IsDir() || !isKey.MatchString(d.Name()) {
+		if !d.IsDir() || !isKey(d.Name()) {
 			continue // iproute2 makes directories in whichever bpffs it finds
 		}
-		e, err := a.readEntry(d.Name())
-		if errors.Is(err, os.ErrNotExist) {
-			continue // removed meanwhile
-		}
-		if errors.Is(err, errNotOurs) {
-			a.log("left alone what this Holdfast did not make", "entry", d.Name(), "error", err)
-			e, err = &entry{key: d.Name(), err: err}, nil
-		}
+		e, err := a.readIfThere(d.Name())
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, e)
+		if e != nil { // else removed meanwhile
+			entries = append(entries, e)
+		}
 	}
 	return entries, nil
+}
+
+// readAbout reads the entries that what is attached at the hook of that key can
+// be of, and the one of the key itself: no more than that one if nothing is
+// attached, or if it is of that. Attachments are many, and few have moved.
+func (a *Arbiter) readAbout(key string, at *xdp.Attachment) ([]*entry, error) {
+	if a.root == nil {
+		return nil, nil
+	}
+	own, err := a.readIfThere(key)
+	switch {
+	case err != nil:
+		return nil, err
+	case own != nil && (at == nil || own.fits(at)):
+		return []*entry{own}, nil
+	case at == nil:
+		return nil, nil
+	}
+	return a.read()
+}
+
+// readIfThere reads an entry, nil where there is none.
+func (a *Arbiter) readIfThere(key string) (*entry, error) {
+	e, err := a.readEntry(key)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if errors.Is(err, errNotOurs) {
+		a.log("left alone what this Holdfast did not make", "entry", key, "error", err)
+		return &entry{key: key, err: err}, nil
+	}
+	return e, err
 }
 
 func (a *Arbiter) readEntry(key string) (*entry, error) {
@@ -132,38 +176,66 @@ func (a *Arbiter) notOurs(key string, why error) error {
 		filepath.Join(a.root.Name, key), errNotOurs, why)
 }
 
-// find returns the entry of what is attached at the hook, or nil if Holdfast
-// did not attach it, or nothing is. A link is found by its id, wherever its
-// interface went; the hook's own directory settles what ids leave open.
-func find(entries []*entry, key string, at *xdp.Attachment) *entry {
+// place is a hook, as far as it takes to find its entry.
+type place struct {
+	key       string
+	namespace string // its id
+	name      string // the interface's
+}
+
+func placeOf(ns *xdp.Namespace, name string, index int, mode xdp.Mode) place {
+	return place{key(ns.ID(), index, mode), ns.ID(), name}
+}
+
+// find returns the entry of what is attached at the place, or nil if Holdfast
+// did not attach it, or nothing is.
+func find(entries []*entry, p place, at *xdp.Attachment) (*entry, error) {
+	e, moved := match(entries, p, at)
+	if !moved {
+		return e, nil
+	}
+	attached, err := everywhere([]*entry{e})
+	if at, found := attached[e.key]; err != nil || !found || e.fits(at) {
+		return nil, err
+	}
+	return e, nil
+}
+
+// match finds the entry by what the state alone tells. A link is found by its
+// id, wherever its interface went. Where a link's id can't be told, only the
+// hook's own directory says that it is Holdfast's. A program that netlink
+// attached may have moved here with its interface, from another namespace and
+// under the same name: it has if the hook where it was attached can be found,
+// and has it no more.
+func match(entries []*entry, p place, at *xdp.Attachment) (e *entry, moved bool) {
 	if at == nil {
-		return nil
+		return nil, false
 	}
-	var fitting []*entry
+	var movers []*entry
 	for _, e := range entries {
-		if !e.fits(at) {
-			continue
+		switch {
+		case !e.fits(at):
+		case e.key == p.key, at.LinkID != 0:
+			return e, false
+		case at.Held == xdp.HeldByNetlink && !e.in(p.namespace) && e.record.Interface == p.name:
+			movers = append(movers, e)
 		}
-		if e.key == key || at.LinkID != 0 {
-			return e
-		}
-		fitting = append(fitting, e)
 	}
-	if len(fitting) == 1 {
-		return fitting[0]
+	if len(movers) == 1 {
+		return movers[0], true
 	}
-	return nil
+	return nil, false
 }
 
 // fits tells whether the entry can be the one of the attachment.
 func (e *entry) fits(at *xdp.Attachment) bool {
 	switch {
-	case e.err != nil:
+	case at == nil, e.err != nil:
 		return false
 	case at.Held == xdp.HeldByNetlink:
 		return e.link == nil && e.recordErr == nil && e.record.Held == xdp.HeldByNetlink &&
 			(e.record.ProgramID == at.Program.ID || e.record.Pending != nil && e.record.Pending.ProgramID == at.Program.ID)
-	case e.link == nil:
+	case at.Held != xdp.HeldByLink, e.link == nil:
 		return false
 	case at.LinkID != 0:
 		return e.link.ID == at.LinkID
@@ -186,6 +258,8 @@ func (e *entry) dead(at *xdp.Attachment) string {
 		return "it was never attached"
 	case e.record.Held == xdp.HeldByLink:
 		return "its link is no longer pinned"
+	case at != nil && at.Held == xdp.HeldUnknown:
+		return "" // who may not ask how it is held can't tell
 	case at == nil:
 		return "the program is no longer attached"
 	case !e.fits(at):
@@ -220,7 +294,10 @@ func (a *Arbiter) detachLink(_ locked, e *entry) error {
 	if err := remove(pin); err != nil {
 		return err
 	}
-	return l.Detach()
+	if err := l.Detach(); !errors.Is(err, xdp.ErrGone) {
+		return err
+	}
+	return nil
 }
 
 // removeRest removes what says nothing any more without link.
@@ -283,15 +360,37 @@ func (e *entry) programID(at *xdp.Attachment) uint32 {
 	return 0
 }
 
-// pinArrays keeps the program arrays of a program alive.
+// pinArrays keeps the program arrays of a program alive. They are pinned already
+// where the program is replaced by itself.
 func (a *Arbiter) pinArrays(_ locked, key string, p *object.Loaded, id uint32) error {
 	for i, name := range p.ProgramArrays() {
 		path := a.root.Path(key, fmt.Sprintf("%s%d_%d", arrayPrefix, id, i))
-		if err := kernel.Pin(kernel.FD(p.Maps[name].FD()), path); err != nil {
+		err := kernel.Pin(kernel.FD(p.Maps[name].FD()), path)
+		if errors.Is(err, os.ErrExist) && isPinnedAt(p.Maps[name], path) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("pin program array %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// isPinnedAt tells whether the pin at the path is of that very map.
+func isPinnedAt(m *ebpf.Map, path string) bool {
+	pinned, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return false
+	}
+	defer pinned.Close()
+	there, err1 := pinned.Info()
+	own, err2 := m.Info()
+	if err1 != nil || err2 != nil {
+		return false
+	}
+	thereID, ok1 := there.ID()
+	ownID, ok2 := own.ID()
+	return ok1 && ok2 && thereID == ownID
 }
 
 // removeArrays unpins the program arrays of all programs but one.
@@ -324,15 +423,14 @@ type hookState struct {
 	// detached tells that a detach was begun here, by a process that was
 	// killed before it could say so, and has been completed.
 	detached bool
+	// lost is what Holdfast attached here and is attached no more, although
+	// nobody asked Holdfast; nil where there is no such thing.
+	lost *entry
 }
 
 // here reads what is attached at the hook, and completes or removes what a
 // killed process left there.
 func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
-	entries, err := a.read()
-	if err != nil {
-		return hookState{}, err
-	}
 	state, err := h.Query()
 	if err != nil {
 		return hookState{}, err
@@ -342,7 +440,19 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 		s.at = state.At(xdp.Auto) // in the other mode, it is in the way just the same
 	}
 	key := hookKey(h)
-	s.entry = find(entries, key, s.at)
+	if s.at != nil && s.at.Held == xdp.HeldUnknown {
+		return s, &xdp.Error{
+			Op: "look at", Hook: h.String(), Err: xdp.ErrPermission,
+			Detail: "it can't be told how the program there is held", Hint: "changes need CAP_NET_ADMIN",
+		}
+	}
+	entries, err := a.readAbout(key, s.at)
+	if err != nil {
+		return s, err
+	}
+	if s.entry, err = find(entries, placeOf(h.Namespace(), state.Interface.Name, h.Index(), h.Mode()), s.at); err != nil {
+		return s, err
+	}
 	for _, e := range entries {
 		if e.key != key || e == s.entry {
 			continue
@@ -358,6 +468,10 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 			continue
 		}
 		s.detached = e.record.Pending.abandoned() && e.record.Pending.Op == opDetach
+		// What has a pin, or no change under way, had been attached.
+		if !s.detached && e.recordErr == nil && (e.link != nil || e.record.Pending == nil) {
+			s.lost = e
+		}
 		if _, err := a.settle(l, e, s.at); err != nil {
 			return s, err
 		}

@@ -88,12 +88,12 @@ func FuzzDecodeRecord(f *testing.F) {
 
 func TestKeysAreToldFromOtherNames(t *testing.T) {
 	for _, name := range []string{key("c7", 17, xdp.Native), key("i4026531840", 1, xdp.Offload), movedPrefix + "12"} {
-		if !isKey.MatchString(name) {
+		if !isKey(name) {
 			t.Errorf("%q is a key", name)
 		}
 	}
 	for _, name := range []string{"", "ip", "xdp", "c7", "c7-", "c7-1x", "x7-1", "c7-1-native", "moved-", "moved-c7-1"} {
-		if isKey.MatchString(name) {
+		if isKey(name) {
 			t.Errorf("%q is no key", name)
 		}
 	}
@@ -103,8 +103,8 @@ func TestTheEntryOfAnAttachmentIsFound(t *testing.T) {
 	link := func(id, program uint32) *xdp.LinkInfo { return &xdp.LinkInfo{ID: id, ProgramID: program, Index: 1} }
 	here := &entry{key: "c1-1", link: link(10, 100)}
 	moved := &entry{key: "c1-2", link: link(20, 100)}
-	shared := &entry{key: "c1-3", record: Record{Held: xdp.HeldByNetlink, ProgramID: 300, Pending: &Pending{ProgramID: 301}}}
-	sharedToo := &entry{key: "c1-4", record: Record{Held: xdp.HeldByNetlink, ProgramID: 300}}
+	shared := &entry{key: "c1-3", record: Record{Interface: "eth0", Held: xdp.HeldByNetlink, ProgramID: 300, Pending: &Pending{ProgramID: 301}}}
+	sharedToo := &entry{key: "c1-4", record: Record{Interface: "eth0", Held: xdp.HeldByNetlink, ProgramID: 300}}
 	strange := &entry{key: "c1-5", err: errNotOurs, record: Record{Held: xdp.HeldByNetlink, ProgramID: 500}}
 	all := []*entry{here, moved, shared, sharedToo, strange}
 	byLink := func(id, program uint32) *xdp.Attachment {
@@ -113,28 +113,33 @@ func TestTheEntryOfAnAttachmentIsFound(t *testing.T) {
 	byNetlink := func(program uint32) *xdp.Attachment {
 		return &xdp.Attachment{Held: xdp.HeldByNetlink, Program: xdp.Program{ID: program}}
 	}
+	const mayHaveMoved = true
 	for _, c := range []struct {
-		name string
-		key  string
-		at   *xdp.Attachment
-		want *entry
+		name  string
+		place place
+		at    *xdp.Attachment
+		want  *entry
+		moved bool
 	}{
-		{"nothing is nobody's", "c1-1", nil, nil},
-		{"a link by its id", "c1-1", byLink(10, 100), here},
-		{"a link by its id, wherever it went", "c9-9", byLink(20, 100), moved},
-		{"a link that is not pinned here is somebody else's", "c1-1", byLink(11, 100), nil},
-		{"a link without id by the hook", "c1-2", byLink(0, 100), moved},
-		{"a link without id and without the hook is anybody's", "c9-9", byLink(0, 100), nil},
-		{"a program by the hook", "c1-4", byNetlink(300), sharedToo},
-		{"a program that was being put in place", "c1-3", byNetlink(301), shared},
-		{"a program at one other hook has moved there", "c9-9", byNetlink(301), shared},
-		{"a program that two entries have is neither's elsewhere", "c9-9", byNetlink(300), nil},
-		{"another program is somebody else's", "c1-3", byNetlink(302), nil},
-		{"what can't be understood is not ours", "c1-5", byNetlink(500), nil},
+		{"nothing is nobody's", place{"c1-1", "c1", "eth0"}, nil, nil, false},
+		{"a link by its id", place{"c1-1", "c1", "eth0"}, byLink(10, 100), here, false},
+		{"a link by its id, wherever it went", place{"c9-9", "c9", "eth0"}, byLink(20, 100), moved, false},
+		{"a link that is not pinned here is somebody else's", place{"c1-1", "c1", "eth0"}, byLink(11, 100), nil, false},
+		{"a link without id by the hook", place{"c1-2", "c1", "eth0"}, byLink(0, 100), moved, false},
+		{"a link without id elsewhere is anybody's", place{"c9-9", "c9", "eth0"}, byLink(0, 100), nil, false},
+		{"how it is held is not known", place{"c1-1", "c1", "eth0"}, &xdp.Attachment{Held: xdp.HeldUnknown, Program: xdp.Program{ID: 100}}, nil, false},
+		{"a program by the hook", place{"c1-4", "c1", "eth0"}, byNetlink(300), sharedToo, false},
+		{"a program that was being put in place", place{"c1-3", "c1", "eth0"}, byNetlink(301), shared, false},
+		{"a program at one hook of another namespace may have moved", place{"c9-9", "c9", "eth0"}, byNetlink(301), shared, mayHaveMoved},
+		{"but not where the interface has another name", place{"c9-9", "c9", "eth1"}, byNetlink(301), nil, false},
+		{"nor within one namespace", place{"c1-9", "c1", "eth0"}, byNetlink(301), nil, false},
+		{"a program that two entries have is neither's elsewhere", place{"c9-9", "c9", "eth0"}, byNetlink(300), nil, false},
+		{"another program is somebody else's", place{"c1-3", "c1", "eth0"}, byNetlink(302), nil, false},
+		{"what can't be understood is not ours", place{"c1-5", "c1", "eth0"}, byNetlink(500), nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := find(all, c.key, c.at); got != c.want {
-				t.Errorf("got %+v, want %+v", got, c.want)
+			if got, moved := match(all, c.place, c.at); got != c.want || moved != c.moved {
+				t.Errorf("got %+v, %t, want %+v, %t", got, moved, c.want, c.moved)
 			}
 		})
 	}

@@ -2,6 +2,7 @@ package arbiter
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/holdfast-bpf/holdfast/internal/netns"
@@ -47,7 +48,7 @@ type Status struct {
 }
 
 // Status reads what is attached in the namespaces, and who holds it. It changes
-// nothing. With links it shows every defunct link that Holdfast has, too.
+// nothing. Defunct links, which belong to no namespace, are shown as well.
 func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
 	entries, err := a.read()
 	if err != nil {
@@ -61,31 +62,64 @@ func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
 		}
 		for _, s := range states {
 			for _, at := range s.Attachments {
-				all = append(all, status(ns, s, at, find(entries, key(ns.ID(), s.Interface.Index, at.Mode), &at)))
+				st, err := status(ns, s, at, entries)
+				if err != nil {
+					return nil, err
+				}
+				all = append(all, st)
 			}
 		}
 	}
-	for _, e := range entries {
-		if e.link != nil && e.link.Defunct() {
-			st := Status{
-				Lifetime: Defunct, Entry: e.key, Index: e.link.Index,
-				Attachment: xdp.Attachment{Held: xdp.HeldByLink, LinkID: e.link.ID, Program: xdp.Program{ID: e.link.ProgramID}},
-			}
-			st.describe(e)
-			all = append(all, st)
-		}
-	}
+	all = append(all, defunct(entries)...)
 	attachments := make([]*xdp.Attachment, len(all))
 	for i := range all {
 		attachments[i] = &all[i].Attachment
 	}
 	xdp.FindHolders(attachments...)
+	// A link that nobody keeps is about to go.
+	all = slices.DeleteFunc(all, func(s Status) bool {
+		return s.Lifetime == Defunct && s.Entry == "" && len(s.Holders)+len(s.Pins) == 0
+	})
 	for i := range all {
 		if s := &all[i]; s.Lifetime == "" {
 			s.Lifetime = s.lifetime()
 		}
 	}
 	return all, nil
+}
+
+// defunct are the links that attach nothing any more: Holdfast's, and those of
+// others as far as the caller may see them.
+func defunct(entries []*entry) []Status {
+	var all []Status
+	show := func(l xdp.LinkInfo, e *entry) {
+		st := Status{
+			Lifetime:   Defunct,
+			Attachment: xdp.Attachment{Held: xdp.HeldByLink, LinkID: l.ID, Program: xdp.Program{ID: l.ProgramID}},
+		}
+		if e != nil {
+			st.Entry = e.key
+			st.describe(e)
+		}
+		all = append(all, st)
+	}
+	known := map[uint32]bool{}
+	for _, e := range entries {
+		if e.link != nil && e.link.Defunct() {
+			known[e.link.ID] = true
+			show(*e.link, e)
+		}
+	}
+	links, err := xdp.Links()
+	if err != nil {
+		return all
+	}
+	for _, l := range links {
+		if l.Defunct() && !known[l.ID] {
+			show(l, nil)
+		}
+	}
+	return all
 }
 
 // lifetime tells when the attachment ends from what keeps it.
@@ -102,10 +136,6 @@ func (s *Status) lifetime() Lifetime {
 // At reads what is attached at the hook, nil for nothing. It does not look for
 // holders.
 func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
-	entries, err := a.read()
-	if err != nil {
-		return nil, err
-	}
 	s, err := h.Query()
 	if err != nil {
 		return nil, err
@@ -114,7 +144,14 @@ func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
 	if at == nil {
 		return nil, nil
 	}
-	st := status(h.Namespace(), s, *at, find(entries, key(h.Namespace().ID(), h.Index(), at.Mode), at))
+	entries, err := a.readAbout(key(h.Namespace().ID(), h.Index(), at.Mode), at)
+	if err != nil {
+		return nil, err
+	}
+	st, err := status(h.Namespace(), s, *at, entries)
+	if err != nil {
+		return nil, err
+	}
 	st.Lifetime = Permanent
 	if st.Held == xdp.HeldByLink && st.Entry == "" {
 		st.Lifetime = Held
@@ -122,17 +159,18 @@ func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
 	return &st, nil
 }
 
-func status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, e *entry) Status {
+func status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, entries []*entry) (Status, error) {
 	st := Status{
 		Namespace: ns.Spec(), NamespaceID: ns.ID(),
 		Interface: s.Interface.Name, Index: s.Interface.Index,
 		Attachment: at, Since: at.Program.LoadedAt, SinceLoad: true,
 	}
+	e, err := find(entries, placeOf(ns, s.Interface.Name, s.Interface.Index, at.Mode), &at)
 	if e != nil {
 		st.Entry = e.key
 		st.describe(e)
 	}
-	return st
+	return st, err
 }
 
 func (s *Status) describe(e *entry) {
@@ -247,9 +285,17 @@ func everywhere(entries []*entry) (map[string]*xdp.Attachment, error) {
 
 // Explain adds what Holdfast knows of the rival to a conflict at the hook.
 func (a *Arbiter) Explain(h *xdp.Hook, conflict *xdp.Error) error {
-	entries, err := a.read()
-	if err != nil || conflict.Rival == nil {
+	if conflict.Rival == nil {
 		return conflict
 	}
-	return held(conflict, find(entries, key(h.Namespace().ID(), h.Index(), conflict.Rival.Mode), conflict.Rival))
+	p := placeOf(h.Namespace(), h.Name(), h.Index(), conflict.Rival.Mode)
+	entries, err := a.readAbout(p.key, conflict.Rival)
+	if err != nil {
+		return conflict
+	}
+	e, err := find(entries, p, conflict.Rival)
+	if err != nil {
+		return conflict
+	}
+	return held(conflict, e)
 }

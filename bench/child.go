@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -175,7 +176,7 @@ func (w *world) commandRaces(r *results, holdfast, directory string) error {
 		// Its status takes the square of the interfaces: more than ten seconds.
 		commands = slices.DeleteFunc(commands, func(t tool) bool { return t.name == xdpLoader })
 	}
-	if err := r.run(processList, 40, 4*time.Second, statuses(commands)); err != nil {
+	if err := r.run(processList, 40, 15*time.Second, statuses(commands)); err != nil {
 		return err
 	}
 	if len(w.hooks) > 1 {
@@ -199,7 +200,8 @@ func (w *world) commandRaces(r *results, holdfast, directory string) error {
 	if err := w.warm(crowd...); err != nil {
 		return err
 	}
-	return r.run(crowded, 60, 10*time.Second, w.commands(commands))
+	contenders := append(w.commands(commands), starts(holdfast, filepath.Join(directory, "nothing"))...)
+	return r.run(crowded, 60, 12*time.Second, contenders)
 }
 
 // dispatcherSize is BPF_DISPATCHER_MAX.

@@ -16,9 +16,10 @@ import (
 // The commands that do the same job.
 const (
 	owned     = "holdfast"
-	shared    = "holdfast --shared"
+	shared    = "holdfast --single"
 	xdpLoader = "xdp-loader"
 	ipLink    = "ip link"
+	doNothing = "a Go program that does nothing"
 )
 
 // tool is a command that attaches, in the words of its command line; an empty
@@ -39,7 +40,7 @@ func tools(holdfast, iface, object string) []tool {
 		},
 		{
 			name:    shared,
-			attach:  []string{holdfast, "attach", iface, object, "--mode", "native", "--shared"},
+			attach:  []string{holdfast, "attach", iface, object, "--mode", "native", "--shared", "--single"},
 			replace: []string{holdfast, "replace", iface, object, "--mode", "native", "--expect", "any"},
 			detach:  []string{holdfast, "detach", iface},
 		},
@@ -107,6 +108,21 @@ func (w *world) commands(tools []tool) []contender {
 	return contenders
 }
 
+// starts are commands that start and end, and do next to nothing in between.
+func starts(holdfast, nothing string) []contender {
+	var contenders []contender
+	for _, s := range []struct {
+		name string
+		line []string
+	}{{owned, []string{holdfast, "version"}}, {doNothing, []string{nothing}}} {
+		contenders = append(contenders, contender{s.name, func(c *clock) error {
+			rest()
+			return c.time(start, 1, func() error { return run(s.line) })
+		}})
+	}
+	return contenders
+}
+
 // rest lets the kernel finish what it does behind the last command, so that the
 // next one does not pay for it.
 func rest() { time.Sleep(15 * time.Millisecond) }
@@ -133,6 +149,7 @@ func statuses(tools []tool) []contender {
 	for _, t := range tools {
 		if len(t.status) > 0 {
 			contenders = append(contenders, contender{t.name, func(c *clock) error {
+				rest()
 				return c.time(status, 1, func() error { return run(t.status) })
 			}})
 		}

@@ -17,6 +17,7 @@ const (
 	replace = "replace"
 	detach  = "detach"
 	status  = "status"
+	start   = "start"
 
 	bare    = "bare calls"
 	door    = "internal/rtnl"
@@ -235,7 +236,7 @@ func (w *world) elsewhere(program *ebpf.Program, repeat int) ([]contender, error
 		defer runtime.UnlockOSThread()
 		var link kernel.FD
 		err := c.time(attach, 1, func() (err error) {
-			if err := unix.Setns(w.farFD, unix.CLONE_NEWNET); err != nil {
+			if err := unix.Setns(w.farNS.FD(), unix.CLONE_NEWNET); err != nil {
 				return err
 			}
 			link, err = kernel.LinkCreateXDP(program.FD(), hook.Index(), unix.XDP_FLAGS_DRV_MODE)

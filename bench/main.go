@@ -44,12 +44,12 @@ func bench() error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	command := filepath.Join(dir, "holdfast")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", command, "./cmd/holdfast")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "./cmd/holdfast", "./bench/nothing")
 	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build holdfast: %w\n%s", err, output)
 	}
+	command := filepath.Join(dir, "holdfast")
 	var all []*results
 	for _, n := range []int{1, 10, 200, 2000} {
 		r, err := inWorld(n, command, dir)

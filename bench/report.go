@@ -91,8 +91,7 @@ same questions to the kernel without looking at the answers.
 ### Shared: by netlink
 
 Bare is one RTM_SETLINK, built by hand, and its answer. The library goes through
-internal/rtnl, whose own part is in between; its detach reads the interface
-first, because the kernel says nothing when there was nothing to detach.
+internal/rtnl, whose own part is in between.
 
 `)
 	comparison(&b, all, warmNetlink, "warm", bare, door, library)
@@ -132,7 +131,15 @@ or leaves XDP:
 `, duration(o.of(attach, library).mid), duration(o.of(attach, bare).mid), "`xdp-loader`", "`holdfast`")
 	commandTable(&b, all[0].Races[process])
 	fmt.Fprintf(&b, "\nWith the %d places in the kernel's XDP dispatcher taken there is no grace period,\nand what is left is the commands' own time:\n\n", dispatcherSize)
-	commandTable(&b, all[0].Races[crowded])
+	o = all[0].Races[crowded]
+	commandTable(&b, o)
+	fmt.Fprintf(&b, `
+Of that, %s takes %s, and %s, which starts and
+prints one line, %s. It is the price of Go, and of the packages that load BPF
+objects; xdp-loader is written in C. What comes on top is what only Holdfast does:
+lock and read its state, write who attached what, pin the link, read back from the
+kernel what is attached now, and mark the change as acknowledged.
+`, doNothing, duration(o.of(start, doNothing).mid), "`holdfast version`", duration(o.of(start, owned).mid))
 	b.WriteString("\nStatus, with a program at every interface, in a network namespace of that many:\n\n| interfaces | holdfast | ip link | xdp-loader |\n|---|---|---|---|\n")
 	for _, r := range all {
 		fmt.Fprintf(&b, "| %d", r.Interfaces)

@@ -3,11 +3,11 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"runtime"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
+	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/internal/rtnl"
 	"github.com/holdfast-bpf/holdfast/xdp"
 	"golang.org/x/sys/unix"
@@ -23,7 +23,7 @@ type world struct {
 
 	// far has the other ends of the pairs.
 	far     *xdp.Namespace
-	farFD   int
+	farNS   *netns.NS
 	farConn *rtnl.Conn
 
 	warmed int // how many programs are attached there
@@ -40,13 +40,13 @@ func newWorld(interfaces int) (*world, error) {
 	start := time.Now()
 	w := &world{}
 	var err error
-	if w.farFD, err = newNetNS(); err != nil {
+	if w.farNS, err = netns.New(); err != nil {
 		return nil, err
 	}
-	if w.farConn, err = rtnl.Dial(w.farFD); err != nil {
+	if w.farConn, err = rtnl.Dial(w.farNS.FD()); err != nil {
 		return nil, err
 	}
-	if w.far, err = xdp.OpenNamespace(fmt.Sprintf("/proc/self/fd/%d", w.farFD)); err != nil {
+	if w.far, err = xdp.OpenNamespace(fmt.Sprintf("/proc/self/fd/%d", w.farNS.FD())); err != nil {
 		return nil, err
 	}
 	if w.conn, err = rtnl.Dial(-1); err != nil {
@@ -57,7 +57,7 @@ func newWorld(interfaces int) (*world, error) {
 	}
 	for i := range interfaces {
 		name := fmt.Sprintf("v%d", i)
-		if err := w.conn.AddVeth(name, name, w.farFD); err != nil {
+		if err := w.conn.AddVeth(name, name, w.farNS.FD()); err != nil {
 			return nil, fmt.Errorf("make veth pair %s: %w", name, err)
 		}
 		hook, err := w.ns.Hook(name, xdp.Native)
@@ -68,28 +68,6 @@ func newWorld(interfaces int) (*world, error) {
 	}
 	w.took = time.Since(start)
 	return w, nil
-}
-
-// newNetNS makes a network namespace and returns a descriptor of it.
-func newNetNS() (int, error) {
-	type answer struct {
-		fd  int
-		err error
-	}
-	answers := make(chan answer)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		var a answer
-		if a.err = unix.Unshare(unix.CLONE_NEWNET); a.err == nil {
-			a.fd, a.err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		answers <- a
-	}()
-	a := <-answers
-	if a.err != nil {
-		return -1, fmt.Errorf("make a network namespace: %w", a.err)
-	}
-	return a.fd, nil
 }
 
 // warm attaches the programs in the far namespace, for as long as that lasts, so

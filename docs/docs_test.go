@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-bpf/holdfast/internal/cli"
+	"github.com/holdfast-bpf/holdfast/internal/cli/xdploader"
 )
 
 const root = ".."
@@ -77,6 +78,10 @@ func TestEveryCommandInTheDocumentsCanBeCalledLikeThat(t *testing.T) {
 				if err := parses(words[1:]); err != nil {
 					t.Errorf("%s: %s: %v", path, line, err)
 				}
+			case xdploader.Name:
+				if err := xdploader.Parses(words[1:]); err != nil {
+					t.Errorf("%s: %s: %v", path, line, err)
+				}
 			case "make":
 				for _, word := range words[1:] {
 					if variable, _, ok := strings.Cut(word, "="); ok && !targets.variables[variable] || !ok && !targets.names[word] {
@@ -114,6 +119,9 @@ func parses(args []string) error {
 	if err != nil {
 		return err
 	}
+	if c.Name() == xdploader.Name {
+		return xdploader.Parses(rest)
+	}
 	if err := c.ParseFlags(rest); err != nil {
 		return err
 	}
@@ -121,7 +129,7 @@ func parses(args []string) error {
 }
 
 func TestACommandThatDoesNotExistIsFound(t *testing.T) {
-	for _, line := range []string{"attach eth0", "attach eth0 filter.o --nonsense", "run eth0 filter.o", "status --netns"} {
+	for _, line := range []string{"attach eth0", "attach eth0 filter.o --nonsense", "run eth0 filter.o", "status --netns", "xdp-loader load eth0", "xdp-loader lode eth0 filter.o"} {
 		if err := parses(strings.Fields(line)); err == nil {
 			t.Errorf("holdfast %s was found to be right", line)
 		}
@@ -140,7 +148,7 @@ func makeTargets(t *testing.T) makefile {
 	for _, target := range regexp.MustCompile(`(?m)^([a-z-]+):`).FindAllSubmatch(b, -1) {
 		m.names[string(target[1])] = true
 	}
-	for _, variable := range regexp.MustCompile(`(?m)^([A-Z]+) *\?=`).FindAllSubmatch(b, -1) {
+	for _, variable := range regexp.MustCompile(`(?m)^([A-Z_]+) *\?=`).FindAllSubmatch(b, -1) {
 		m.variables[string(variable[1])] = true
 	}
 	return m
@@ -169,7 +177,7 @@ func TestRelativeLinksLeadSomewhere(t *testing.T) {
 
 // Paths in backquotes, such as `internal/rtnl`, are meant to be found.
 func TestPackagesThatAreNamedExist(t *testing.T) {
-	name := regexp.MustCompile("`((?:internal|cmd|examples|scripts|docs|bpf|bench|arbiter|features|object|xdp|chain)(?:/[A-Za-z0-9_./-]+)?)`")
+	name := regexp.MustCompile("`((?:internal|cmd|examples|scripts|docs|bpf|bench|arbiter|chain|features|object|xdp)(?:/[A-Za-z0-9_./-]+)?)`")
 	for path, text := range documents(t) {
 		for _, m := range name.FindAllStringSubmatch(text, -1) {
 			exists(t, path, strings.TrimSuffix(m[1], "/..."))

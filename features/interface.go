@@ -202,7 +202,7 @@ func hindrance(index int, devices []rtnl.Device, o Options) string {
 		return "it may be a physical device, which a first attach may reset"
 	case port != "":
 		return fmt.Sprintf("it lies over %s, which trying would change too", port)
-	case d.Link != 0 && d.Link != index && d.Kind != "veth" && d.Kind != "netkit":
+	case d.Link != 0 && (d.Link != index || d.LinkElsewhere) && d.Kind != "veth" && d.Kind != "netkit":
 		return "it lies over another interface, which trying would change too"
 	}
 	return ""
@@ -225,16 +225,27 @@ func (e *examination) tryAttach(mode xdp.Mode, prog *ebpf.Program, loadErr error
 		return err
 	}
 	l, err := h.AttachLink(prog)
+	if err != nil {
+		return refused(err)
+	}
+	e.stuck = endLink(l)
+	return nil
+}
+
+// refused is what an interface's refusal of a program that is in order says of
+// its modes.
+func refused(err error) error {
 	switch {
 	case errors.Is(err, xdp.ErrConflict):
 		return undecided("somebody else attached a program meanwhile")
 	case errors.Is(err, xdp.ErrPort):
 		return undecided("its bridge, bond or other master has a program, and the kernel allows only one of the two")
-	case err != nil:
-		return err
+	case errors.Is(err, unix.EINVAL):
+		// A driver's word for what is wrong at present, such as the MTU: one
+		// without the mode answers EOPNOTSUPP.
+		return undecided("not as things are: " + oneLine(err))
 	}
-	e.stuck = endLink(l)
-	return nil
+	return err
 }
 
 // noPrograms is never a "no": it says nothing of the interface.

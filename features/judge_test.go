@@ -27,6 +27,14 @@ func TestJudge(t *testing.T) {
 		{"what a probe disproved is not there", fmt.Errorf("x: %w", refutation("it lies")), No, "it lies"},
 		{"what a probe can't tell is unknown", errors.Join(undecided("who knows"), nil), Unknown, "who knows"},
 		{"a lack of memory says nothing", unix.ENOMEM, Unknown, "cannot allocate memory"},
+		{
+			"a driver's refusal as things are says nothing of what it can",
+			refused(&xdp.Error{Op: "attach", Err: xdp.ErrNotSupported, Detail: "the MTU", Errno: unix.EINVAL}), Unknown, "the MTU",
+		},
+		{
+			"a driver's refusal for good says that it lacks it",
+			refused(&xdp.Error{Op: "attach", Err: xdp.ErrNotSupported, Errno: unix.EOPNOTSUPP}), No, "(EOPNOTSUPP)",
+		},
 		{"an interface that is gone says nothing", &xdp.Error{Op: "attach", Err: xdp.ErrNotFound, Errno: unix.ENODEV}, Unknown, "not found"},
 	}
 	for _, tt := range tests {
@@ -61,6 +69,7 @@ func TestAnInterfaceIsTriedOnlyWhereThatDisturbsNobody(t *testing.T) {
 			want: "it lies over eth0",
 		},
 		{name: "a vlan lies over a card", device: rtnl.Device{Kind: "vlan", Link: 2}, want: "lies over another"},
+		{name: "a macvlan of another namespace's card of the same index", device: rtnl.Device{Kind: "macvlan", Link: index, LinkElsewhere: true}, want: "lies over another"},
 		{name: "a macvlan of another namespace's card", device: rtnl.Device{Kind: "macvlan", Link: index + 1, LinkElsewhere: true}, want: "lies over another"},
 		{name: "a card", device: rtnl.Device{Parent: "0000:00:1f.6"}, want: "physical device (0000:00:1f.6)"},
 		{name: "a card with a kind", device: rtnl.Device{Kind: "ipoib", Parent: "0000:03:00.0"}, want: "physical device (0000:03:00.0)"},

@@ -10,8 +10,8 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link" //nolint:depguard // the one link made with it ends where it is made
 	"github.com/holdfast-bpf/holdfast/internal/bpffs"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/internal/rtnl"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -420,7 +420,7 @@ func (t *trial) freplace() (string, error) {
 		if err := returns(dispatcher, actionPass); err != nil {
 			return err
 		}
-		l, err := link.AttachFreplace(nil, "", extension)
+		l, err := kernel.LinkCreateExtension(extension.FD(), 0, 0)
 		if err != nil {
 			return fmt.Errorf("attach an extension: %w", err)
 		}

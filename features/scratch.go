@@ -3,12 +3,10 @@ package features
 import (
 	"errors"
 	"fmt"
-	"runtime"
 
 	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/internal/rtnl"
 	"github.com/holdfast-bpf/holdfast/xdp"
-	"golang.org/x/sys/unix"
 )
 
 // scratch is a pair of interfaces in a network namespace that nobody else can
@@ -33,8 +31,8 @@ func newScratch() (*scratch, error) {
 }
 
 func (s *scratch) open() (err error) {
-	if s.net, err = newNamespace(); err != nil {
-		return fmt.Errorf("make a network namespace to try things in: %w", err)
+	if s.net, err = netns.New(); err != nil {
+		return fmt.Errorf("make a place to try things in: %w", err)
 	}
 	if s.conn, err = rtnl.Dial(s.net.FD()); err != nil {
 		return err
@@ -74,37 +72,3 @@ func (s *scratch) close() error {
 func (s *scratch) hook(mode xdp.Mode) (*xdp.Hook, error) { return s.ns.Hook(nearName, mode) }
 
 func descriptorPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
-
-// newNamespace makes a network namespace without a name, which ends when its
-// last descriptor is closed.
-func newNamespace() (*netns.NS, error) {
-	type result struct {
-		ns  *netns.NS
-		err error
-	}
-	made := make(chan result)
-	go func() {
-		runtime.LockOSThread()
-		home, err := netns.Open("")
-		if err != nil {
-			runtime.UnlockOSThread()
-			made <- result{err: err}
-			return
-		}
-		defer home.Close()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			runtime.UnlockOSThread()
-			made <- result{err: err}
-			return
-		}
-		ns, err := netns.Open("")
-		// A thread that can't go back must not be used by anybody else: it
-		// stays locked, and the runtime takes it away with the goroutine.
-		if unix.Setns(home.FD(), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		}
-		made <- result{ns, err}
-	}()
-	r := <-made
-	return r.ns, r.err
-}

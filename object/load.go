@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/internal/bpffs"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 )
 
 // LoadOptions say how an object's program is loaded. The zero value loads the
@@ -72,8 +73,10 @@ type Loaded struct {
 	Maps      map[string]*ebpf.Map // by name in the object, also .rodata and the like
 	RunConfig RunConfig
 
-	// Digest identifies what was loaded, in 64 hex digits: the same for the
-	// same file, program and values of variables, and for nothing else.
+	// Digest identifies what was asked for, in 64 hex digits: the same for the
+	// same file, program, values of variables, expected attach type and device,
+	// and for nothing else. It knows nothing of maps that were made elsewhere:
+	// pinned ones and replacements.
 	Digest string
 
 	VerifierLog string // what LogLevel asked for
@@ -92,6 +95,12 @@ func (l *Loaded) ProgramArrays() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// ProgramID is the id that the kernel gave the program.
+func (l *Loaded) ProgramID() (uint32, error) {
+	info, err := kernel.ReadProgram(kernel.FD(l.Program.FD()))
+	return info.ID, err
 }
 
 // Close closes the descriptors of the program and its maps.
@@ -170,7 +179,7 @@ func (o *Object) load(opts LoadOptions) (*Loaded, error) {
 		Program:   coll.Programs[info.Name],
 		Maps:      coll.Maps,
 		RunConfig: rc,
-		Digest:    o.digest(info.Name),
+		Digest:    o.digest(spec.Programs[info.Name]),
 	}
 	l.VerifierLog = l.Program.VerifierLog
 	// The programs in a program array are held by the array.

@@ -22,6 +22,7 @@ package object
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/binary"
@@ -50,6 +51,8 @@ type Object struct {
 	name string
 	elf  [sha256.Size]byte
 	spec *ebpf.CollectionSpec
+	// order has the functions' names as they stand in the file.
+	order []string
 }
 
 // Open reads the object file at path. A file that is not there is an
@@ -90,7 +93,7 @@ func Read(name string, r io.ReaderAt) (*Object, error) {
 		return nil, formatError(name, what, hint, nil)
 	}
 
-	spec, err := parse(b)
+	spec, order, err := parse(b)
 	switch {
 	case err == nil:
 	case errors.Is(err, btf.ErrNotFound):
@@ -100,30 +103,52 @@ func Read(name string, r io.ReaderAt) (*Object, error) {
 	default:
 		return nil, formatError(name, "it is damaged, truncated or made in a way that is not understood: "+err.Error(), "compile it anew", err)
 	}
-	return &Object{name: name, elf: sha256.Sum256(b), spec: spec}, nil
+	return &Object{name: name, elf: sha256.Sum256(b), spec: spec, order: order}, nil
 }
 
 // parse guards against panics in the ELF and BTF readers: what a client sends
 // must never bring down the process that reads it.
-func parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
+func parse(b []byte) (spec *ebpf.CollectionSpec, order []string, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			spec, err = nil, fmt.Errorf("its contents contradict each other: %v", p)
 		}
 	}()
-	if err := checkSizes(b); err != nil {
+	f, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkSizes(f); err != nil {
+		return nil, nil, err
+	}
+	if order, err = functions(f); err != nil {
+		return nil, nil, err
+	}
+	spec, err = ebpf.LoadCollectionSpecFromReader(bytes.NewReader(b))
+	return spec, order, err
+}
+
+// functions are the names of the file's functions in the order of its sections,
+// and within a section as they stand there.
+func functions(f *elf.File) ([]string, error) {
+	symbols, err := f.Symbols()
+	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
 		return nil, err
 	}
-	return ebpf.LoadCollectionSpecFromReader(bytes.NewReader(b))
+	symbols = slices.DeleteFunc(symbols, func(s elf.Symbol) bool { return elf.ST_TYPE(s.Info) != elf.STT_FUNC })
+	slices.SortStableFunc(symbols, func(a, b elf.Symbol) int {
+		return cmp.Or(cmp.Compare(a.Section, b.Section), cmp.Compare(a.Value, b.Value))
+	})
+	names := make([]string, len(symbols))
+	for i, s := range symbols {
+		names[i] = s.Name
+	}
+	return names, nil
 }
 
 // checkSizes refuses a file whose sections, unpacked, are far bigger than the
 // file may be: a .bss of gigabytes takes no room in the file, but in memory.
-func checkSizes(b []byte) error {
-	f, err := elf.NewFile(bytes.NewReader(b))
-	if err != nil {
-		return err
-	}
+func checkSizes(f *elf.File) error {
 	room := uint64(2 * MaxSize)
 	for _, s := range f.Sections {
 		if s.Size > room {
@@ -213,6 +238,9 @@ func programInfo(p *ebpf.ProgramSpec) ProgramInfo {
 type Choice struct {
 	Name    string
 	Section string
+	// First takes the one that comes first in the file where several fit, also
+	// one whose section does not say its type.
+	First bool
 }
 
 func (c Choice) String() string {
@@ -262,6 +290,11 @@ func (o *Object) choose(c Choice) (*ebpf.ProgramSpec, error) {
 			xdp = append(xdp, p)
 		}
 	}
+	if c.First && len(fit) > 1 {
+		return slices.MinFunc(fit, func(a, b *ebpf.ProgramSpec) int {
+			return cmp.Compare(slices.Index(o.order, a.Name), slices.Index(o.order, b.Name))
+		}), nil
+	}
 	switch {
 	case len(fit) == 1:
 		return fit[0], nil
@@ -303,10 +336,10 @@ func (o *Object) listTypes() string {
 	return strings.Join(s, ", ")
 }
 
-// digest identifies what a load of the program puts into the kernel: the file,
-// the program and the values of all variables. Equal digests mean equal
-// programs, however they were asked for.
-func (o *Object) digest(program string) string {
+// digest identifies what a load of the program, as it is extracted, asks for:
+// the file, the program with its types and device, and the values of all
+// variables.
+func (o *Object) digest(p *ebpf.ProgramSpec) string {
 	h := sha256.New()
 	h.Write(o.elf[:])
 	field := func(b []byte) {
@@ -314,7 +347,12 @@ func (o *Object) digest(program string) string {
 		_ = binary.Write(h, binary.LittleEndian, uint64(len(b)))
 		h.Write(b)
 	}
-	field([]byte(program))
+	field([]byte(p.Name))
+	// The flags tell a program that is bound to the device from one that is
+	// offloaded to it.
+	for _, n := range []uint32{uint32(p.Type), uint32(p.AttachType), p.Ifindex, p.Flags} {
+		_ = binary.Write(h, binary.LittleEndian, n)
+	}
 	for _, name := range slices.Sorted(maps.Keys(o.spec.Variables)) {
 		field([]byte(name))
 		field(o.spec.Variables[name].Value)

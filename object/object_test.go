@@ -116,13 +116,13 @@ func (zeroes) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), 
 
 func TestAllProgramsAreListed(t *testing.T) {
 	want := []ProgramInfo{
-		{Name: "first", Section: "xdp", Type: ebpf.XDP},
-		{Name: "second", Section: "xdp/second", Type: ebpf.XDP},
+		{Name: "first", Section: "xdp", Type: ebpf.XDP, Instructions: 3},
+		{Name: "second", Section: "xdp/second", Type: ebpf.XDP, Instructions: 3},
 	}
 	if diff := cmp.Diff(want, read(t, "two").Programs()); diff != "" {
 		t.Error(diff)
 	}
-	want = []ProgramInfo{{Name: "xdp_frags", Section: "xdp.frags", Type: ebpf.XDP, Frags: true}}
+	want = []ProgramInfo{{Name: "xdp_frags", Section: "xdp.frags", Type: ebpf.XDP, Frags: true, Instructions: 2}}
 	if diff := cmp.Diff(want, read(t, "frags").Programs()); diff != "" {
 		t.Error(diff)
 	}
@@ -139,14 +139,18 @@ func TestOneProgramIsChosen(t *testing.T) {
 		"the only one needs no choice":    {"filter", Choice{}, "filter", nil, nil},
 		"by name":                         {"two", Choice{Name: "second"}, "second", nil, nil},
 		"by section":                      {"two", Choice{Section: "xdp"}, "first", nil, nil},
-		"by both":                         {"two", Choice{"second", "xdp/second"}, "second", nil, nil},
+		"by both":                         {"two", Choice{Name: "second", Section: "xdp/second"}, "second", nil, nil},
 		"of unknown type if named":        {"legacy", Choice{Name: "legacy"}, "legacy", nil, nil},
 		"of unknown type, by its section": {"legacy", Choice{Section: "prog"}, "legacy", nil, nil},
+		"the first":                       {"two", Choice{First: true}, "first", nil, nil},
+		"the first of a section":          {"mixed", Choice{Section: "xdp", First: true}, "sound", nil, nil},
+		"the first, of unknown type":      {"legacy", Choice{First: true}, "legacy", nil, nil},
 
 		"of several without a choice":    {"two", Choice{}, "", ErrAmbiguous, []string{"first (section xdp), second (section xdp/second)"}},
 		"of several in one section":      {"mixed", Choice{Section: "xdp"}, "", ErrAmbiguous, []string{"sound", "unsound"}},
+		"the first where there is none":  {"socket", Choice{First: true}, "", ErrNoProgram, []string{"SocketFilter"}},
 		"by a wrong name":                {"two", Choice{Name: "third"}, "", ErrNoProgram, []string{`named "third"`, "first", "second"}},
-		"by name and another's section":  {"two", Choice{"first", "xdp/second"}, "", ErrNoProgram, []string{`named "first" in section "xdp/second"`}},
+		"by name and another's section":  {"two", Choice{Name: "first", Section: "xdp/second"}, "", ErrNoProgram, []string{`named "first" in section "xdp/second"`}},
 		"of unknown type if not named":   {"legacy", Choice{}, "", ErrNoProgram, []string{"legacy (section prog", "choose it by name"}},
 		"of another type":                {"socket", Choice{}, "", ErrNoProgram, []string{"socket_pass", "SocketFilter"}},
 		"of another type, even if named": {"socket", Choice{Name: "socket_pass"}, "", ErrNoProgram, []string{"SocketFilter"}},
@@ -167,6 +171,17 @@ func TestOneProgramIsChosen(t *testing.T) {
 	}
 }
 
+func TestTheFirstProgramIsTheFirstInTheFileAndNotInTheAlphabet(t *testing.T) {
+	renamed := bytes.ReplaceAll(bpfprog.ELF("two"), []byte("first"), []byte("zirst"))
+	o, err := Read("renamed.o", bytes.NewReader(renamed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := o.Program(Choice{First: true}); err != nil || p.Name != "zirst" {
+		t.Errorf("chose %s, %v, want zirst", p.Name, err)
+	}
+}
+
 func TestTheDigestTellsWhatIsLoaded(t *testing.T) {
 	set := func(t *testing.T, o *Object, assignments ...string) *Object {
 		for _, a := range assignments {
@@ -176,7 +191,24 @@ func TestTheDigestTellsWhatIsLoaded(t *testing.T) {
 		}
 		return o
 	}
-	filter := read(t, "filter").digest("filter")
+	load := func(o *Object, change func(*ebpf.ProgramSpec), opts LoadOptions) string {
+		chosen, err := o.choose(opts.Program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, err := o.extract(chosen, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := spec.Programs[chosen.Name]
+		if change != nil {
+			change(p)
+		}
+		return o.digest(p)
+	}
+	digest := func(o *Object) string { return load(o, nil, LoadOptions{}) }
+	with := func(opts LoadOptions) string { return load(read(t, "filter"), nil, opts) }
+	filter := digest(read(t, "filter"))
 	if len(filter) != 64 {
 		t.Errorf("digest %q is not 64 hex digits", filter)
 	}
@@ -184,17 +216,24 @@ func TestTheDigestTellsWhatIsLoaded(t *testing.T) {
 		digest string
 		same   bool
 	}{
-		"the same file again":              {read(t, "filter").digest("filter"), true},
-		"a variable set to what it was":    {set(t, read(t, "filter"), "drop_port=7777").digest("filter"), true},
-		"a variable set and set back":      {set(t, read(t, "filter"), "drop_port=1", "drop_port=0x1e61").digest("filter"), true},
-		"a variable set":                   {set(t, read(t, "filter"), "drop_port=1").digest("filter"), false},
-		"a variable that is not used":      {set(t, read(t, "filter"), "version=2").digest("filter"), false},
-		"another program of the same file": {read(t, "filter").digest("other"), false},
-		"the same program name in another": {read(t, "gate").digest("filter"), false},
+		"the same file again":              {digest(read(t, "filter")), true},
+		"a variable set to what it was":    {digest(set(t, read(t, "filter"), "drop_port=7777")), true},
+		"a variable set and set back":      {digest(set(t, read(t, "filter"), "drop_port=1", "drop_port=0x1e61")), true},
+		"a variable set":                   {digest(set(t, read(t, "filter"), "drop_port=1")), false},
+		"a variable that is not used":      {digest(set(t, read(t, "filter"), "version=2")), false},
+		"another program of the same file": {load(read(t, "filter"), func(p *ebpf.ProgramSpec) { p.Name = "other" }, LoadOptions{}), false},
+		"the same program name in another": {load(read(t, "gate"), func(p *ebpf.ProgramSpec) { p.Name = "filter" }, LoadOptions{}), false},
+		"the verifier's log asked for":     {with(LoadOptions{LogLevel: ebpf.LogLevelStats}), true},
+		"another expected attach type":     {with(LoadOptions{NoAttachType: true}), false},
+		"bound to a device":                {with(LoadOptions{Ifindex: 1}), false},
 	} {
 		if same := c.digest == filter; same != c.same {
 			t.Errorf("%s: same digest is %v, want %v", name, same, c.same)
 		}
+	}
+	bound := with(LoadOptions{Ifindex: 1})
+	if bound == with(LoadOptions{Ifindex: 2}) || bound == with(LoadOptions{Ifindex: 1, Offload: true}) {
+		t.Error("another device, or the program on it, is the same digest")
 	}
 }
 
@@ -282,9 +321,10 @@ func FuzzRead(f *testing.F) {
 		}
 		for _, p := range o.Programs() {
 			o.RunConfig(p.Name)
-			o.digest(p.Name)
-			if spec, err := o.choose(Choice{Name: p.Name}); err == nil {
-				o.extract(spec, LoadOptions{})
+			if chosen, err := o.choose(Choice{Name: p.Name}); err == nil {
+				if spec, err := o.extract(chosen, LoadOptions{}); err == nil {
+					o.digest(spec.Programs[p.Name])
+				}
 			}
 		}
 		for _, v := range o.Variables() {

@@ -154,14 +154,11 @@ func (h *Hook) device(op string) (rtnl.Device, error) {
 
 // observer reads what many attachments need only once.
 type observer struct {
-	links     map[linked][]uint32 // ids
+	links     map[uint32][]kernel.LinkInfo // by ifindex
 	linksRead bool
 	linksOK   bool
 	programs  map[uint32]observed
 }
-
-// linked is what a link tells of itself that an interface tells too.
-type linked struct{ index, program uint32 }
 
 // observed is a program, or what is left of one that is no longer loaded.
 type observed struct {
@@ -169,18 +166,16 @@ type observed struct {
 	gone bool
 }
 
-// linksAt are the ids of the links, of all namespaces, at an interface of that
-// index with that program.
-func (o *observer) linksAt(index int, program uint32) (ids []uint32, ok bool) {
+// linksAt are the links, of all namespaces, at an interface of that index.
+func (o *observer) linksAt(index int) (links []kernel.LinkInfo, ok bool) {
 	if !o.linksRead {
-		links, err := kernel.XDPLinks()
-		o.links, o.linksOK, o.linksRead = make(map[linked][]uint32, len(links)), err == nil, true
-		for _, l := range links {
-			at := linked{l.Ifindex, l.ProgID}
-			o.links[at] = append(o.links[at], l.ID)
+		all, err := kernel.XDPLinks()
+		o.links, o.linksOK, o.linksRead = make(map[uint32][]kernel.LinkInfo, len(all)), err == nil, true
+		for _, l := range all {
+			o.links[l.Ifindex] = append(o.links[l.Ifindex], l)
 		}
 	}
-	return o.links[linked{uint32(index), program}], o.linksOK
+	return o.links[uint32(index)], o.linksOK
 }
 
 func (o *observer) program(id uint32) observed {
@@ -253,7 +248,7 @@ func (ns *Namespace) state(d rtnl.Device, o *observer) (s State, settled bool) {
 		program := o.program(id)
 		a := Attachment{Mode: m, Program: program.Program}
 		var known bool
-		a.Held, a.LinkID, known = ns.held(d.Index, m, id, o)
+		a.Held, a.LinkID, known = ns.held(d, m, o)
 		settled = settled && known && !program.gone
 		s.Attachments = append(s.Attachments, a)
 	}
@@ -268,8 +263,8 @@ func (ns *Namespace) state(d rtnl.Device, o *observer) (s State, settled bool) {
 // empty; and should the hook have become empty meanwhile, there is nothing to
 // detach. settled is false if the links don't fit the answer, because something
 // changed meanwhile.
-func (ns *Namespace) held(index int, m Mode, prog uint32, o *observer) (how Holding, link uint32, settled bool) {
-	err := ns.conn.ReplaceXDP(index, -1, -1, m.flags())
+func (ns *Namespace) held(d rtnl.Device, m Mode, o *observer) (how Holding, link uint32, settled bool) {
+	err := ns.conn.ReplaceXDP(d.Index, -1, -1, m.flags())
 	switch {
 	case errors.Is(err, unix.EBUSY):
 	case errors.Is(err, unix.EEXIST):
@@ -277,11 +272,25 @@ func (ns *Namespace) held(index int, m Mode, prog uint32, o *observer) (how Hold
 	default:
 		return HeldUnknown, 0, err != nil
 	}
-	fitting, ok := o.linksAt(index, prog)
-	if len(fitting) == 1 {
-		return HeldByLink, fitting[0], true
+	links, ok := o.linksAt(d.Index)
+	var fitting []kernel.LinkInfo
+	for _, l := range links {
+		if l.ProgID == Programs(d.XDP).At(m) {
+			fitting = append(fitting, l)
+		}
 	}
-	return HeldByLink, 0, !ok || len(fitting) > 1
+	switch {
+	case len(fitting) != 1:
+		return HeldByLink, 0, !ok || len(fitting) > 1
+	case len(links) == 1:
+		return HeldByLink, fitting[0].ID, true
+	}
+	// It fits, but the hook's own may be another that was updated between the
+	// two readings.
+	if again, err := ns.conn.DeviceByIndex(d.Index); err != nil || again.XDP != d.XDP {
+		return HeldByLink, 0, false
+	}
+	return HeldByLink, fitting[0].ID, true
 }
 
 // FindHolders fills in the processes and pins that keep the attachments' links

@@ -151,6 +151,8 @@ func finish(t *testing.T, c crashing, h *xdp.Hook, pin string, there, next *ebpf
 	err := c.make(h.Namespace().Spec(), h.Name(), pin, there, next)
 	switch {
 	case err == nil:
+	case c.link && c.toNothing:
+		refused(t, err, xdp.ErrGone)
 	case c.toNothing:
 		refused(t, err, xdp.ErrNotAttached)
 	default:

@@ -21,6 +21,8 @@ func TestDebate(t *testing.T) {
 	t.Run("a permanent attachment goes on until told to stop", permanentGoesOn)
 	t.Run("killed at any moment, a permanent attach is there with its pin or not at all", permanentIsAtomic)
 	t.Run("nobody who does not own an attachment can replace or detach it", nobodyElseCan)
+	t.Run("a link's descriptor can be shared without a bpffs: through a socket", linkThroughASocket)
+	t.Run("a link's descriptor can be shared without a bpffs: inherited", linkInherited)
 }
 
 // three are the hooks of three interfaces in a namespace.

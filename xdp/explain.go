@@ -166,12 +166,16 @@ func vethMaxMTU() int {
 
 // addUnfit finds out what is wrong with the program, or with the place.
 func (h *Hook) addUnfit(e *Error, c change) {
-	_, err := h.device(e.Op)
+	d, err := h.device(e.Op)
+	bound := false
+	if c.prog != nil {
+		bound, _ = kernel.DeviceBound(c.prog.FD())
+	}
 	switch {
 	case errors.Is(err, ErrNotFound):
 		// To a new link the kernel gives this answer.
 		e.Err, e.Detail, e.Hint = ErrNotFound, interfaceGone, hintFindAnew
-	case c.prog != nil && kernel.DeviceBound(c.prog.FD()):
+	case bound:
 		e.Err = ErrDeviceBound
 		e.Detail = fmt.Sprintf("the program was loaded for another device than %s, or for the devmap or cpumap attach type", h.name)
 		if c.modeOr(h.mode) == Generic {
@@ -182,10 +186,28 @@ func (h *Hook) addUnfit(e *Error, c change) {
 		e.Err = ErrNotSupported
 		e.Detail = fmt.Sprintf("%s does not offload programs", h.name)
 		e.Hint = "use mode native"
+	case c.prog != nil && c.modeOr(h.mode) != Generic:
+		e.addDriver(h.name, d.MTU)
 	default:
 		e.Err = ErrInvalid
 		e.Detail = "the kernel does not attach this program here"
 		e.Hint = "load it for the XDP hook of an interface"
+	}
+}
+
+// addDriver says what a driver may mean that refuses a good program. Many answer
+// so to what others have errnos of their own for, and their own words, where they
+// have some, come with an answer of netlink only.
+func (e *Error) addDriver(name string, mtu int) {
+	e.Err = ErrNotSupported
+	e.Detail = fmt.Sprintf("the driver of %s refuses the program as things are: the MTU", name)
+	if mtu != 0 { // could be read
+		e.Detail += fmt.Sprintf(" of %d", mtu)
+	}
+	e.Detail += " may be too large for it, LRO or another receive offload in the way, or the number of queues"
+	e.Hint = `lower the MTU or build the program with SEC("xdp.frags"), switch LRO off, or use mode generic`
+	if e.Extack == "" {
+		e.Detail += "; the kernel's log may say which"
 	}
 }
 
@@ -234,7 +256,7 @@ func (l *Link) at(named *Hook) *Hook {
 	return l.hook
 }
 
-func (l *Link) gone(op string, errno unix.Errno) error {
+func (l *Link) gone(op string, errno unix.Errno) *Error {
 	return &Error{
 		Op: op, Hook: l.place.String(), Err: ErrGone, Errno: errno,
 		Detail: "the link is defunct: its interface is gone, or somebody detached it by force",
@@ -274,11 +296,19 @@ func (l *Link) checkBound(o ReplaceOptions) error {
 	if l.unbound.has(o.Program) {
 		return nil
 	}
-	if !kernel.DeviceBound(o.Program.FD()) {
+	e := &Error{Op: "replace", Hook: l.place.String(), Err: ErrDeviceBound}
+	bound, err := kernel.DeviceBound(o.Program.FD())
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return nil // bpf(2) is closed, and that is the replace's to say
+	case err != nil:
+		e.Err, e.Detail = ErrUnexpected, "find out whether the program is device-bound: "+err.Error()
+		errors.As(err, &e.Errno)
+		return e
+	case !bound:
 		l.unbound.add(o.Program)
 		return nil
 	}
-	e := &Error{Op: "replace", Hook: l.place.String(), Err: ErrDeviceBound}
 	hook := l.at(o.Hook)
 	info, err := l.Info()
 	switch {

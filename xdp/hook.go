@@ -25,8 +25,9 @@ type Namespace struct {
 // path, or by the pid of a process in it; a name wins over a pid. The caller
 // closes it.
 //
-// An empty spec is the namespace of the thread that makes the call, and, as for
-// a bare system call, of the threads that make the later calls: a goroutine
+// An empty spec is the namespace of the thread that makes the call. What goes by
+// netlink stays there, while [Hook.AttachLink] and [Namespace.Do] act, as a bare
+// system call does, in the namespace of the thread that calls them: a goroutine
 // that moves its thread between namespaces names the one it means. All others
 // need CAP_SYS_ADMIN; a call in one is made on a thread of its own, and the
 // caller's thread is never moved.

@@ -266,10 +266,24 @@ func noExpectation(op, hook string, e Expectation) error {
 }
 
 // Detach detaches the program at once, for everybody who holds the link, and
-// leaves it defunct. Detaching a defunct link does nothing.
+// leaves it defunct. It takes no expectation: the kernel has none for it, and
+// who has the link may end what it attaches, whatever program that is by now.
+//
+// Errors: ErrGone where the link is defunct already, ErrPermission.
 func (l *Link) Detach() error {
+	const op = "detach"
+	// The kernel answers with success, also where it did nothing.
+	info, err := l.Info()
+	if err != nil {
+		return err
+	}
+	if info.Defunct() {
+		e := l.gone(op, 0)
+		e.Hint = "there is nothing left to detach"
+		return e
+	}
 	if err := kernel.LinkDetach(l.fd); err != nil {
-		return pinError("detach", l.place.String(), err)
+		return pinError(op, l.place.String(), err)
 	}
 	return nil
 }

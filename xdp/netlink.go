@@ -43,19 +43,40 @@ func (h *Hook) Detach(expect Expectation) error {
 	if expect.kind == expectNothing || expect.kind == expectEmpty {
 		return noExpectation(op, h.String(), expect)
 	}
-	d, err := h.device(op)
+	// With a program to expect the kernel refuses to detach nothing, and it is
+	// looked afterwards what is there.
+	if expect.kind == expectProgram && h.mode != Auto {
+		err := h.set(change{op: op, expect: expect, mode: h.mode}, -1)
+		if err == nil {
+			return nil
+		}
+		if _, none := h.attachedIn(op, h.mode); errors.Is(none, ErrNotAttached) {
+			return none
+		}
+		return err
+	}
+	mode, err := h.attachedIn(op, h.mode)
 	if err != nil {
 		return err
 	}
+	return h.set(change{op: op, expect: expect, mode: mode}, -1)
+}
+
+// attachedIn returns the mode, for Auto the one that is in use, or
+// ErrNotAttached if nothing is attached in it.
+func (h *Hook) attachedIn(op string, mode Mode) (Mode, error) {
+	d, err := h.device(op)
+	if err != nil {
+		return mode, err
+	}
 	programs := newInterface(d).Programs
-	mode := h.mode
 	if mode == Auto {
 		mode = programs.inUse()
 	}
 	if mode == Auto || programs.At(mode) == 0 {
-		return h.notAttached(op, programs)
+		return mode, h.notAttached(op, programs)
 	}
-	return h.set(change{op: op, expect: expect, mode: mode}, -1)
+	return mode, nil
 }
 
 // change is what was asked of the kernel, for explaining its answer.

@@ -141,7 +141,8 @@ func otherLink(t *testing.T) *link.NetNsLink {
 	return l
 }
 
-func TestALinkSentThroughASocketOutlivesItsSender(t *testing.T) {
+// linkThroughASocket: the link outlives its sender, also before it is received.
+func linkThroughASocket(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	v := kerneltest.NewVeth(t)
 	h := open(t, v, xdp.Native)
@@ -178,7 +179,8 @@ func TestALinkSentThroughASocketOutlivesItsSender(t *testing.T) {
 	wantEmptied(t, h)
 }
 
-func TestALinkThatAChildInheritedIsHeldByTheChild(t *testing.T) {
+// linkInherited: the link is held by the child that inherited it.
+func linkInherited(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	h := open(t, kerneltest.NewVeth(t), xdp.Native)
 	l := attachLink(t, h, kerneltest.Pass(t, "inherited", nil))

@@ -22,8 +22,7 @@ type process struct {
 }
 
 // start starts a command, with files as its descriptors 3 and up, and waits
-// until it has done what it is for. Namespaces must be made before: a process
-// dies with the thread that started it, and making a namespace uses up a thread.
+// until it has done what it is for.
 func start(t testing.TB, files []*os.File, command string, args ...string) *process {
 	t.Helper()
 	cmd := kerneltest.Command(command, args...)

@@ -39,8 +39,6 @@ type member struct {
 }
 
 // startContest starts the contenders, each with its number as last argument.
-// Namespaces must be made before: a contender dies with the thread that
-// started it, and making a namespace uses up a thread.
 func startContest(t *testing.T, command string, args ...string) *contest {
 	t.Helper()
 	c := &contest{}
@@ -216,25 +214,40 @@ func TestOfEightThatAttachFirstOneWinsAndTheOthersAreToldWho(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			v := kerneltest.NewVeth(t)
+			if kind == "netlink" {
+				// By a link the others find the program a moment before the
+				// link, and with grace periods that happens often.
+				kerneltest.FillDispatcher(t)
+			}
 			c := startContest(t, "attach-first", kind, v.Near.Path(), v.NearName)
 			winners := map[int]int{}
+			partly := 0
 			for round := range attachRounds {
 				c.open(t, 0)
 				attempts := reports[attempt](t, c)
-				winners[judge(t, c, kind, round, attempts)]++
+				winner, n := judge(t, c, kind, round, attempts)
+				winners[winner]++
+				partly += n
 				c.open(t, 1)
 				reports[attempt](t, c)
 			}
-			t.Logf("wins by contender: %v", winners)
+			const told = attachRounds * (contenders - 1)
+			if partly > told/10 {
+				t.Errorf("%d of %d losers were not told which link and process won", partly, told)
+			}
+			t.Logf("wins by contender: %v; %d of %d losers were told a part", winners, partly, told)
 			t.Logf("COUNT race rounds %d", attachRounds)
 		})
 	}
 }
 
-// judge checks one round and returns its winner.
-func judge(t *testing.T, c *contest, kind string, round int, attempts []attempt) int {
+// judge checks one round and returns its winner, and how many losers were told
+// who won, but not by which link, or which process that is. The kernel attaches
+// the program before it shows the link, and the link before its descriptor, and
+// the winner may not come to run for a while in between.
+func judge(t *testing.T, c *contest, kind string, round int, attempts []attempt) (winner, partly int) {
 	t.Helper()
-	winner := slices.IndexFunc(attempts, func(a attempt) bool { return a.Won })
+	winner = slices.IndexFunc(attempts, func(a attempt) bool { return a.Won })
 	if winner < 0 {
 		t.Fatalf("round %d: nobody won: %+v", round, attempts)
 	}
@@ -253,16 +266,14 @@ func judge(t *testing.T, c *contest, kind string, round int, attempts []attempt)
 		case a.Rival.Program.ID != w.Program || a.Rival.Held != held:
 			t.Fatalf("round %d: contender %d was told %q, but program %d won, with link %d", round, i, a.Err, w.Program, w.Link)
 		case kind == "link" && a.Rival.LinkID == 0:
-			// The kernel attaches the program before it shows the link, and
-			// the winner may not come to run for a while in between.
-			t.Logf("round %d: contender %d was told %q, without the link", round, i, a.Err)
+			partly++
 		case a.Rival.LinkID != w.Link:
 			t.Fatalf("round %d: contender %d was told %q, but link %d won", round, i, a.Err, w.Link)
 		case kind == "link" && !slices.ContainsFunc(a.Rival.Holders, func(h xdp.Holder) bool { return h.PID == c.members[winner].pid }):
-			t.Fatalf("round %d: contender %d was told %q, which does not name process %d", round, i, a.Err, c.members[winner].pid)
+			partly++
 		}
 	}
-	return winner
+	return winner, partly
 }
 
 // success is a replace that the kernel acknowledged.
@@ -366,6 +377,7 @@ func TestNoReplaceOfEightThatExpectTheProgramTheySawIsLost(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			v := kerneltest.NewVeth(t)
+			// Else each replace would wait for an RCU grace period.
 			kerneltest.FillDispatcher(t)
 			h := open(t, v, xdp.Native)
 			first := kerneltest.Pass(t, serialName+"0", nil)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -152,6 +153,7 @@ func TestAnAttachmentIsFoundWhereItsInterfaceWent(t *testing.T) {
 	for _, held := range []string{"owned", "shared"} {
 		t.Run(held, func(t *testing.T) {
 			p := newPlace(t)
+			p.veth.Near.Name(t, "went"+held)
 			there := p.attach(p.hook, "filter", held == "shared")
 			elsewhere := kerneltest.NewNetNS(t)
 			if err := p.veth.Near.Conn.Move(p.veth.NearIndex, elsewhere.FD()); err != nil {
@@ -301,12 +303,7 @@ func TestGCTellsASharedHookThatWasTakenOver(t *testing.T) {
 
 func TestTheSameIndexInTwoNamespacesIsTwoHooks(t *testing.T) {
 	p := newPlace(t)
-	other := kerneltest.NewNetNS(t)
-	if err := other.Conn.AddVethAt(p.veth.NearIndex, p.veth.NearName, p.veth.NearIndex+1, "peer"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { other.Conn.Delete(p.veth.NearIndex) })
-	h := p.at(other, p.veth.NearName)
+	other, h := p.twin()
 	if h.Index() != p.hook.Index() {
 		t.Fatalf("indexes are %d and %d, want the same", h.Index(), p.hook.Index())
 	}
@@ -329,6 +326,30 @@ func TestTheSameIndexInTwoNamespacesIsTwoHooks(t *testing.T) {
 	p.wantAttached(h, next)
 	p.detach(h)
 	p.wantEntries(0)
+}
+
+func TestAProgramIsReplacedByItself(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		p := newPlace(t)
+		l := load(t, "tailcall")
+		p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: l, Name: "jumps", Shared: shared}))
+		for range 2 {
+			p.must(p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: l, Expect: xdp.Expect(l.Program)}))
+			p.wantAttached(p.hook, l)
+		}
+		// Another program's arrays are never taken for its own.
+		array := filepath.Join(p.entry(), fmt.Sprintf("array_%d_0", id(p, l)))
+		if err := os.Remove(array); err != nil {
+			t.Fatal(err)
+		}
+		pin(t, array, load(t, "tailcall"), l.ProgramArrays()[0])
+		_, err := p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: l, Expect: xdp.Any})
+		if !errors.Is(err, os.ErrExist) {
+			t.Errorf("with another array in its place: %v", err)
+		}
+		p.wantAttached(p.hook, l)
+		p.detach(p.hook)
+	}
 }
 
 func TestProgramArraysLiveAsLongAsTheirProgram(t *testing.T) {
@@ -642,4 +663,146 @@ func TestOfTwoProcessesThatAttachAtOnceOneWinsAndTheOtherIsToldWho(t *testing.T)
 	}
 	t.Logf("wins: %v", wins)
 	t.Logf("COUNT race rounds %d", rounds)
+}
+
+// twin makes an interface with Near's name and index in another namespace.
+func (p *place) twin() (*kerneltest.NetNS, *xdp.Hook) {
+	p.Helper()
+	other := kerneltest.NewNetNS(p)
+	if err := other.Conn.AddVethAt(p.veth.NearIndex, p.veth.NearName, p.veth.NearIndex+1, "peer"); err != nil {
+		p.Fatal(err)
+	}
+	p.Cleanup(func() { other.Conn.Delete(p.veth.NearIndex) })
+	return other, p.at(other, p.veth.NearName)
+}
+
+func TestTheTwinOfAnAttachmentInAnotherNamespaceIsSomebodyElses(t *testing.T) {
+	for _, held := range []string{"owned", "shared"} {
+		t.Run(held, func(t *testing.T) {
+			p := newPlace(t)
+			p.veth.Near.Name(t, "twin"+held)
+			other, twin := p.twin()
+			same := load(t, "pass")
+			p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: same, Name: "ours", Shared: held == "shared"}))
+			if held == "shared" {
+				if err := twin.Attach(same.Program, xdp.Empty); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				link, err := twin.AttachLink(same.Program)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer link.Close()
+			}
+			if st := p.status(other); st.Name != "" || st.Entry != "" {
+				t.Errorf("status takes the twin for Holdfast's: %+v", st)
+			}
+			_, err := p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: twin})
+			refused(t, err, xdp.ErrConflict)
+			_, err = p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: twin, Program: load(t, "drop"), Expect: xdp.Any})
+			refused(t, err, xdp.ErrConflict)
+			p.wantAttached(twin, same)
+			p.wantAttached(p.hook, same)
+			p.wantEntries(1)
+			p.detach(p.hook)
+			p.wantAttached(twin, same)
+		})
+	}
+}
+
+func TestADetachThatIsAcknowledgedLateLeavesWhatWasAttachedMeanwhile(t *testing.T) {
+	for _, held := range []string{"owned", "shared"} {
+		t.Run(held, func(t *testing.T) {
+			p := newPlace(t)
+			p.attach(p.hook, "old", held == "shared")
+			late, err := p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: p.hook})
+			if err != nil {
+				t.Fatal(err)
+			}
+			fresh := p.attach(p.hook, "new", held == "shared")
+			if err := late(); err != nil {
+				t.Fatal(err)
+			}
+			p.wantAttached(p.hook, fresh)
+			if st := p.status(p.veth.Near); st.Name != "new" {
+				t.Errorf("status shows %+v", st)
+			}
+			p.detach(p.hook)
+			p.wantEntries(0)
+		})
+	}
+}
+
+func TestWhoMayNotAskHowAProgramIsHeldChangesNothing(t *testing.T) {
+	p := newPlace(t)
+	p.veth.Near.Name(t, "unasked")
+	ours := p.attach(p.hook, "ours", true)
+	cmd := kerneltest.Command("sweep and detach", p.veth.Near.Path(), p.veth.NearName, p.dir)
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_BPF, unix.CAP_SYS_PTRACE, unix.CAP_DAC_OVERRIDE}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if want := "gc 0\ndetach not permitted\n"; string(out) != want {
+		t.Errorf("without CAP_NET_ADMIN: %q, want %q", out, want)
+	}
+	p.wantAttached(p.hook, ours)
+	p.wantEntries(1)
+	p.detach(p.hook)
+}
+
+// sweepAndDetach collects garbage and detaches, and says what came of it.
+func sweepAndDetach(args []string) int {
+	netns, name, dir := args[0], args[1], args[2]
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ns, err := xdp.OpenNamespace(netns)
+	if err != nil {
+		return fail(err)
+	}
+	h, err := ns.Hook(name, xdp.Auto)
+	if err != nil {
+		return fail(err)
+	}
+	a, err := arbiter.Open(arbiter.Options{Dir: dir})
+	if err != nil {
+		return fail(err)
+	}
+	stale, err := a.GC(context.Background(), false)
+	if err != nil {
+		return fail(err)
+	}
+	fmt.Println("gc", len(stale))
+	_, err = a.Detach(context.Background(), arbiter.DetachRequest{Hook: h})
+	var refused *xdp.Error
+	if !errors.As(err, &refused) {
+		return fail(fmt.Errorf("detach: %w", err))
+	}
+	fmt.Println("detach", refused.Err)
+	return 0
+}
+
+func TestAnArbiterForLookingChangesNothing(t *testing.T) {
+	p := newPlace(t)
+	_, err := arbiter.Stateless(arbiter.Options{}).Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: load(t, "pass")})
+	refused(t, err, xdp.ErrInvalid)
+	p.wantAttached(p.hook, nil)
+}
+
+func TestASecondPinIsRemovedFromWhereverTheDetachIsAsked(t *testing.T) {
+	p := newPlace(t)
+	t.Chdir(p.dir)
+	p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: load(t, "pass"), Name: "two pins", PersistAs: "second"}))
+	if _, err := os.Stat(filepath.Join(p.dir, "second")); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir("/")
+	p.detach(p.hook)
+	if _, err := os.Stat(filepath.Join(p.dir, "second")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the second pin is left: %v", err)
+	}
 }

@@ -17,7 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kerneltest.Main(m, kerneltest.Commands{"contend": contend})
+	kerneltest.Main(m, kerneltest.Commands{"contend": contend, "sweep and detach": sweepAndDetach, "open": open})
 }
 
 // place is an interface and a state of its own.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"time"
 
@@ -40,6 +41,14 @@ func (c *Chains) change(ctx context.Context, r request) (*Chain, error) {
 			return nil, e
 		}
 		c.log("the chain was changed meanwhile; starting over", "hook", r.hook.String(), "attempt", n)
+		if n == 1 {
+			// Who lost once waits in line with others of Holdfast who did, so
+			// that they don't build dispatchers against each other. It is no
+			// more than politeness, so after a while it goes on without.
+			if line, err := c.root.Lock(ctx, c.timeout); err == nil {
+				defer line.Unlock()
+			}
+		}
 		// Those who lost together must not meet again.
 		longest := min(time.Millisecond<<min(n, 10), 100*time.Millisecond)
 		if err := pause(ctx, rand.N(longest)); err != nil {
@@ -398,7 +407,7 @@ func (a *addition) load(r request, target *ebpf.Program, function string) (kerne
 		}
 		a.loaded = loaded
 		for _, name := range loaded.ProgramArrays() {
-			if m := loaded.Maps[name]; !m.IsPinned() && a.Load.MapReplacements[name] == nil {
+			if m := loaded.Maps[name]; !a.ArraysMayEmpty && !m.IsPinned() && a.Load.MapReplacements[name] == nil {
 				return -1, r.error(xdp.ErrInvalid,
 					fmt.Sprintf("the kernel would empty the program array %s of %q when this process ends, and its tail calls would fall through", name, a.Name),
 					"have it pinned by name, and give a directory to pin maps in")
@@ -501,6 +510,9 @@ func (c *Chains) tidy(h *xdp.Hook, old uint32) {
 		}
 	}
 	l, err := c.lock(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return // nobody has pinned anything
+	}
 	if err != nil {
 		c.log("old pins are left", "error", err)
 		return

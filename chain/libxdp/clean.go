@@ -16,6 +16,34 @@ import (
 
 // clean removes what killed processes left, and tells of what it left alone.
 func (c *Chains) clean(ctx context.Context, ns *xdp.Namespace, index int) ([]Cleaned, error) {
+	found, err := c.directories(ctx, index)
+	if err != nil {
+		return nil, err
+	}
+	return c.cleanUp(ctx, ns, found)
+}
+
+// leftovers tells what clean would remove and leave.
+func (c *Chains) leftovers(ctx context.Context, ns *xdp.Namespace, index int) ([]Cleaned, error) {
+	found, err := c.directories(ctx, index)
+	if err != nil {
+		return nil, err
+	}
+	unused, err := c.unused(ns, found)
+	for i := range unused {
+		if u := &unused[i]; u.Reason == "" {
+			u.Removed, u.Reason = true, attachedNowhere
+		}
+	}
+	return unused, err
+}
+
+// attachedNowhere is why pins are removed.
+const attachedNowhere = "its dispatcher is attached nowhere"
+
+// directories are those of dispatchers for the interface of that index, 0 for
+// all. There are none where there is no bpffs.
+func (c *Chains) directories(ctx context.Context, index int) ([]Cleaned, error) {
 	l, err := c.lock(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -28,14 +56,12 @@ func (c *Chains) clean(ctx context.Context, ns *xdp.Namespace, index int) ([]Cle
 	if err != nil {
 		return nil, &xdp.Error{Op: "clean", Hook: c.where, Err: xdp.ErrUnexpected, Detail: err.Error(), Hint: "try again"}
 	}
-	return c.cleanUp(ctx, ns, found)
+	return found, nil
 }
 
-// cleanUp removes those of the directories whose dispatchers nobody will ever
-// attach again: they are attached nowhere, and no process has them open. It
-// decides that without the lock, because it takes a while and stays true. Those
-// that ns uses it leaves out of what it returns.
-func (c *Chains) cleanUp(ctx context.Context, ns *xdp.Namespace, found []Cleaned) ([]Cleaned, error) {
+// unused are those of the directories that ns does not use. One that somebody
+// else does has a reason to be kept.
+func (c *Chains) unused(ns *xdp.Namespace, found []Cleaned) ([]Cleaned, error) {
 	var unused []Cleaned
 	here, err := attachedIn(ns)
 	if err != nil {
@@ -49,7 +75,16 @@ func (c *Chains) cleanUp(ctx context.Context, ns *xdp.Namespace, found []Cleaned
 	if len(unused) == 0 {
 		return nil, nil
 	}
-	if err := judge(unused, here); err != nil {
+	return unused, judge(unused, here)
+}
+
+// cleanUp removes those of the directories whose dispatchers nobody will ever
+// attach again: they are attached nowhere, and no process has them open. It
+// decides that without the lock, because it takes a while and stays true. Those
+// that ns uses it leaves out of what it returns.
+func (c *Chains) cleanUp(ctx context.Context, ns *xdp.Namespace, found []Cleaned) ([]Cleaned, error) {
+	unused, err := c.unused(ns, found)
+	if err != nil || len(unused) == 0 {
 		return nil, err
 	}
 	l, err := c.lock(ctx)
@@ -67,7 +102,7 @@ func (c *Chains) cleanUp(ctx context.Context, ns *xdp.Namespace, found []Cleaned
 			u.Reason = err.Error()
 			continue
 		}
-		u.Removed, u.Reason = true, "its dispatcher is attached nowhere"
+		u.Removed, u.Reason = true, attachedNowhere
 		c.log("pins of a killed process are removed", "path", u.Path)
 	}
 	return unused, nil
@@ -124,24 +159,26 @@ func judge(unused []Cleaned, here map[uint32]place) error {
 			u.Reason = at.String()
 		case ok:
 			u.Reason = at2.String()
-		case len(holders) > 0:
+		case len(holders) > 0 && mayBeDispatcher(u.DispatcherID):
 			u.Reason = fmt.Sprintf("process %d (%s) has its dispatcher open, and is about to attach it", holders[0].PID, holders[0].Comm)
-		case incomplete != "" && loaded(u.DispatcherID):
+		case incomplete != "" && mayBeDispatcher(u.DispatcherID):
 			u.Reason = incomplete
 		}
 	}
 	return nil
 }
 
-// loaded tells whether a program of that id may still be there: what is not
-// loaded is attached nowhere.
-func loaded(id uint32) bool {
+// mayBeDispatcher tells whether the program of that id is a dispatcher, as far as
+// can be told: none that is no longer loaded, or is something else, will ever be
+// attached as the one that a directory was made for.
+func mayBeDispatcher(id uint32) bool {
 	fd, err := kernel.ProgramByID(id)
 	if err != nil {
 		return !errors.Is(err, unix.ENOENT)
 	}
-	fd.Close()
-	return true
+	defer fd.Close()
+	info, err := kernel.ReadProgram(fd)
+	return err != nil || info.Name == dispatcherName
 }
 
 // attachedEverywhere are the programs of the interfaces of all network

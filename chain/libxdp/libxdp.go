@@ -19,6 +19,9 @@ const DefaultBPFFS = "/sys/fs/bpf"
 // DefaultLockTimeout is how long the lock on the pins is waited for.
 const DefaultLockTimeout = 10 * time.Second
 
+// DispatcherName is what every dispatcher is called, and no other program.
+const DispatcherName = dispatcherName
+
 // MaxMembers is how many programs a chain can have.
 const MaxMembers = 10
 
@@ -142,13 +145,16 @@ type Addition struct {
 	// Object is where the program comes from, and Load how it is loaded. The
 	// program and its maps live as long as the chain does; a program array,
 	// which the kernel would empty when the process ends, has to be pinned or
-	// to be one of Load.MapReplacements.
+	// to be one of Load.MapReplacements, or ArraysMayEmpty.
 	Object *object.Object
 	Load   object.LoadOptions
 	// ProgramID, instead of an object, is an extension that is loaded already,
 	// such as a member of another chain, and is attached here as well. Whether
 	// it takes packets of several buffers can't be told, and is not assumed.
 	ProgramID uint32
+	// ArraysMayEmpty lets the kernel empty program arrays when the process ends:
+	// another process is to open and fill them, and to hold them from then on.
+	ArraysMayEmpty bool
 	// Priority and ProceedOn are by default those of the object's run
 	// configuration.
 	Priority  *uint32
@@ -293,4 +299,10 @@ func (c *Chains) RemoveAll(ctx context.Context, h *xdp.Hook, e xdp.Expectation) 
 // it.
 func (c *Chains) Clean(ctx context.Context, ns *xdp.Namespace, index int) ([]Cleaned, error) {
 	return c.clean(ctx, ns, index)
+}
+
+// Leftovers tells what Clean would return: what is Removed there is what Clean
+// would remove. It changes nothing.
+func (c *Chains) Leftovers(ctx context.Context, ns *xdp.Namespace, index int) ([]Cleaned, error) {
+	return c.leftovers(ctx, ns, index)
 }

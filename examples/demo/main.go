@@ -20,10 +20,10 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/testbed"
 )
 
@@ -94,7 +94,7 @@ func inside() (int, error) {
 	}
 	os.Unsetenv("HOLDFAST_BPFFS")
 	// Before Linux 5.11 programs and maps count as locked memory.
-	if err := rlimit.RemoveMemlock(); err != nil {
+	if err := kernel.RemoveMemlock(); err != nil {
 		return 1, err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,9 +26,9 @@ func Is(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.BPF_FS_MAGIC
 }
 
-// Mounts lists the mount points of every bpffs that the process sees.
+// Mounts lists the mount points of every bpffs that the calling thread sees.
 func Mounts() ([]string, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	b, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
@@ -110,49 +111,96 @@ func Mount(dir string) (*Root, error) {
 	return Open(dir)
 }
 
-// InHostMounts calls f on a thread in the mount namespace of process 1, if the
-// caller is in another and may enter it; otherwise as the caller is. A bpffs
-// that is mounted in the mount namespace of `ip netns exec`, say, would be
-// gone with that command, and all that is pinned there with it.
+// ErrElsewhere says that the caller is not known to be in the mount namespace of
+// process 1, and may not enter it.
+var ErrElsewhere = errors.New("the mount namespace of process 1 can't be entered")
+
+// InHostMounts calls f in the mount namespace of process 1: as the caller is, if
+// that is its own, and otherwise on a thread of its own. Where it can't be
+// entered f is not called, and the error is ErrElsewhere: a bpffs that is
+// mounted in the mount namespace of `ip netns exec`, say, would be gone with
+// that command, and all that is pinned there with it.
+//
+// To look at the namespace takes CAP_SYS_PTRACE where process 1 has
+// capabilities that the caller lacks, and to enter it CAP_SYS_ADMIN and
+// CAP_SYS_CHROOT.
 func InHostMounts(f func() error) error {
 	host, err := os.Open("/proc/1/ns/mnt")
 	if err != nil {
-		return f()
+		if sharesMounts(1) {
+			return f()
+		}
+		return fmt.Errorf("%w: %w", ErrElsewhere, err)
 	}
 	defer host.Close()
-	own, err := os.Stat("/proc/thread-self/ns/mnt")
-	if err != nil {
+	same, err := sameFile(host, "/proc/thread-self/ns/mnt")
+	switch {
+	case err != nil:
+		return err
+	case same:
 		return f()
 	}
-	if st, err := host.Stat(); err != nil || os.SameFile(st, own) {
-		return f()
-	}
-	done := make(chan error, 1)
-	go func() {
-		// The thread is not unlocked, so it ends with the goroutine: it can't
-		// share its working directory with the others again.
-		runtime.LockOSThread()
+	return onLostThread(func() error {
+		// It can't share its working directory with the others any more.
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- err
-			return
+			return os.NewSyscallError("unshare", err)
 		}
 		if err := unix.Setns(int(host.Fd()), unix.CLONE_NEWNS); err != nil {
-			if errors.Is(err, unix.EPERM) {
-				done <- errStay
-				return
-			}
-			done <- fmt.Errorf("enter the mount namespace of process 1: %w", err)
-			return
+			return fmt.Errorf("%w: %w", ErrElsewhere, os.NewSyscallError("setns", err))
 		}
-		done <- f()
-	}()
-	if err := <-done; !errors.Is(err, errStay) {
-		return err
-	}
-	return f()
+		return f()
+	})
 }
 
-var errStay = errors.New("may not enter")
+// sharesMounts tells whether the caller's root is on a mount of the mount
+// namespace of that process. Ids of mounts are the machine's, and each mount is
+// in one namespace; a list of mounts is everybody's to read.
+func sharesMounts(pid int) bool {
+	var root unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, "/", 0, unix.STATX_MNT_ID, &root)
+	if err != nil || root.Mask&unix.STATX_MNT_ID == 0 {
+		return false
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	return err == nil && hasMount(string(b), root.Mnt_id)
+}
+
+func hasMount(mountinfo string, id uint64) bool {
+	for line := range strings.Lines(mountinfo) {
+		first, _, _ := strings.Cut(line, " ")
+		if n, err := strconv.ParseUint(first, 10, 64); err == nil && n == id {
+			return true
+		}
+	}
+	return false
+}
+
+func sameFile(f *os.File, path string) (bool, error) {
+	one, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	other, err := os.Stat(path)
+	return err == nil && os.SameFile(one, other), err
+}
+
+// onLostThread calls f on a thread that ends afterwards. That is never the
+// process's first, which can't end, and would leave the process in /proc where
+// f went.
+func onLostThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// Kept by this goroutine, it is no other's.
+			defer runtime.UnlockOSThread()
+			done <- onLostThread(f)
+			return
+		}
+		done <- f() // the runtime ends a thread that is locked still
+	}()
+	return <-done
+}
 
 // Close closes the directory.
 func (r *Root) Close() error { return r.dir.Close() }
@@ -284,18 +332,22 @@ type Lock struct{ f *os.File }
 // ErrLockTimeout says that somebody else held the lock until the deadline.
 var ErrLockTimeout = errors.New("lock timeout")
 
-// Lock locks the root, waiting for as long as the timeout and the context
-// allow, or fails with ErrLockTimeout.
+// Lock locks the root, waiting for as long as the timeout allows, or fails with
+// ErrLockTimeout; or with the context's cause, once the context is over.
 func (r *Root) Lock(ctx context.Context, timeout time.Duration) (*Lock, error) {
 	return LockDir(ctx, r.Path("."), timeout)
 }
 
-// LockDir locks a directory by flock, waiting for as long as the timeout and
-// the context allow, or fails with ErrLockTimeout.
+// LockDir locks a directory by flock, waiting for as long as the timeout
+// allows, or fails with ErrLockTimeout; or with the context's cause, once the
+// context is over.
 func LockDir(ctx context.Context, dir string, timeout time.Duration) (*Lock, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+	deadline := time.NewTimer(timeout)
+	defer deadline.Stop()
 	for pause := time.Millisecond; ; pause = min(2*pause, 10*time.Millisecond) {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("lock %s: %w", dir, context.Cause(ctx))
+		}
 		f, err := os.Open(dir)
 		if err != nil {
 			return nil, err
@@ -315,11 +367,9 @@ func LockDir(ctx context.Context, dir string, timeout time.Duration) (*Lock, err
 			return nil, fmt.Errorf("lock %s: %w", dir, err)
 		}
 		select {
-		case <-ctx.Done():
-			if errors.Is(context.Cause(ctx), context.Canceled) {
-				return nil, context.Cause(ctx)
-			}
+		case <-deadline.C:
 			return nil, fmt.Errorf("%w: another process held the lock on %s for %s", ErrLockTimeout, dir, timeout)
+		case <-ctx.Done():
 		case <-time.After(pause):
 		}
 	}

@@ -79,17 +79,60 @@ func TestADirectoryIsLockedByOneAtATime(t *testing.T) {
 	if _, err := LockDir(t.Context(), dir, 0); !errors.Is(err, ErrLockTimeout) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("locked a second time: %v, want a timeout", err)
 	}
-	canceled, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := LockDir(canceled, dir, time.Minute); !errors.Is(err, context.Canceled) {
-		t.Errorf("locked under a context that is over: %v", err)
-	}
 	first.Unlock()
 	again, err := LockDir(t.Context(), dir, time.Minute)
 	if err != nil {
 		t.Fatalf("locked after it was unlocked: %v", err)
 	}
 	again.Unlock()
+}
+
+func TestALockIsNotTakenOnceItsContextIsOver(t *testing.T) {
+	dir := t.TempDir()
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	why := errors.New("not wanted any more")
+	caused, cause := context.WithCancelCause(t.Context())
+	cause(why)
+	expired, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	for _, locked := range []bool{false, true} {
+		if locked {
+			lock, err := LockDir(t.Context(), dir, time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer lock.Unlock()
+		}
+		for ctx, want := range map[context.Context]error{canceled: context.Canceled, caused: why, expired: context.DeadlineExceeded} {
+			if _, err := LockDir(ctx, dir, time.Minute); !errors.Is(err, want) || errors.Is(err, ErrLockTimeout) {
+				t.Errorf("locked by another: %t: got %v, want %v", locked, err, want)
+			}
+		}
+	}
+	// One that ends while the lock is waited for.
+	waiting, cause := context.WithCancelCause(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := LockDir(waiting, dir, time.Hour)
+		done <- err
+	}()
+	cause(why)
+	if err := <-done; !errors.Is(err, why) {
+		t.Errorf("got %v, want %v", err, why)
+	}
+}
+
+func TestAMountIsFoundByItsID(t *testing.T) {
+	const mountinfo = "30 23 0:25 / / rw - tmpfs tmpfs rw\n310 30 0:26 / /a rw - bpf bpf rw\n"
+	for id, want := range map[uint64]bool{30: true, 310: true, 3: false, 31: false, 23: false, 0: false} {
+		if got := hasMount(mountinfo, id); got != want {
+			t.Errorf("mount %d: got %t, want %t", id, got, want)
+		}
+	}
+	if !sharesMounts(os.Getpid()) {
+		t.Error("the process shares no mounts with itself")
+	}
 }
 
 func TestWhoeverWaitsForALockGetsTheDirectoryThatIsThereThen(t *testing.T) {

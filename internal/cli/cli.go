@@ -12,12 +12,16 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/libxdp"
+	"github.com/holdfast-bpf/holdfast/internal/cli/xdploader"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -25,6 +29,8 @@ import (
 // Env is what the command touches of its process, so that tests can run it
 // inside theirs.
 type Env struct {
+	// Name is what the command was called by; as xdploader.Name it is another.
+	Name string
 	// Args are the arguments after the command's name.
 	Args   []string
 	Stdin  *os.File
@@ -35,7 +41,7 @@ type Env struct {
 
 // SystemEnv is the environment of the process.
 func SystemEnv() Env {
-	return Env{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}
+	return Env{Name: filepath.Base(os.Args[0]), Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}
 }
 
 // Exit codes, for scripts. They are part of the interface.
@@ -57,6 +63,7 @@ var exitCodes = []struct {
 	err  error
 	code int
 }{
+	{libxdp.ErrFull, exitNotSupported},
 	{xdp.ErrConflict, exitConflict},
 	{xdp.ErrExists, exitConflict},
 	{xdp.ErrPort, exitConflict},
@@ -72,9 +79,13 @@ var exitCodes = []struct {
 	{xdp.ErrNotFound, exitNotFound},
 	{xdp.ErrNotAttached, exitNotFound},
 	{object.ErrNoProgram, exitNotFound},
+	{chain.ErrNoMember, exitNotFound},
 	{arbiter.ErrLockTimeout, exitLockTimeout},
 	{object.ErrVariable, exitUsage},
 	{object.ErrAmbiguous, exitUsage},
+	{chain.ErrAmbiguous, exitUsage},
+	{chain.ErrOrder, exitUsage},
+	{chain.ErrNoRoom, exitUsage},
 	{xdp.ErrInvalid, exitUsage},
 	{xdp.ErrUnexpected, exitFailed},
 	{object.ErrFormat, exitFailed},
@@ -126,6 +137,9 @@ func (e *statusError) Error() string { return fmt.Sprintf("exit code %d", e.code
 
 // Main runs the command and returns its exit code.
 func Main(env Env) int {
+	if env.Name == xdploader.Name {
+		return xdploader.Main(xdpLoaderEnv(env, env.Args))
+	}
 	called, err := New(env).ExecuteC()
 	var status *statusError
 	var usage *usageError
@@ -146,6 +160,7 @@ type app struct {
 	level slog.LevelVar
 
 	bpffs       string
+	libxdpBPFFS string
 	lockTimeout time.Duration
 	output      string
 	logLevel    string
@@ -196,11 +211,12 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 drift, 4 conflict, 5 not permitted,
 	flags.StringVarP(&a.output, "output", "o", "table", "how results are printed: table or json")
 	flags.StringVar(&a.logLevel, "log-level", "info", "what is told on standard error: debug, info, warn or error")
 	flags.StringVar(&a.bpffs, "bpffs", "", "directory of Holdfast's own state (default "+arbiter.DefaultDir+", or $HOLDFAST_BPFFS)")
+	flags.StringVar(&a.libxdpBPFFS, "libxdp-bpffs", "", "bpffs that the tools of libxdp share for the chains of shared hooks (default "+libxdp.DefaultBPFFS+", or $LIBXDP_BPFFS)")
 	flags.DurationVar(&a.lockTimeout, "lock-timeout", arbiter.DefaultLockTimeout, "how long to wait for others who change something")
 	root.AddCommand(
-		a.attachCommand(), a.replaceCommand(), a.detachCommand(), a.runCommand(),
-		a.statusCommand(), a.featuresCommand(), a.gcCommand(), a.versionCommand(), a.completionCommand(),
-		a.holdCommand(),
+		a.attachCommand(), a.replaceCommand(), a.detachCommand(), a.setCommand(), a.runCommand(),
+		a.statusCommand(), a.featuresCommand(), a.gcCommand(), a.xdpLoaderCommand(),
+		a.versionCommand(), a.completionCommand(), a.holdCommand(),
 	)
 	root.SetHelpCommand(helpCommand())
 	root.CompletionOptions.DisableDefaultCmd = true

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -80,9 +82,10 @@ func TestTheCommandHasWhatScriptsUse(t *testing.T) {
 	hook := []string{"netns", "mode"}
 	load := append([]string{"program", "section", "set", "pin-maps", "device-bound", "verifier-log"}, hook...)
 	for command, flags := range map[string][]string{
-		"attach":     append([]string{"name", "expect", "shared", "persist-as", "while-pid"}, load...),
+		"attach":     append([]string{"name", "expect", "shared", "single", "adopt", "priority", "proceed-on", "before", "after", "persist-as", "while-pid"}, load...),
 		"replace":    append([]string{"expect"}, load...),
-		"detach":     append([]string{"expect", "foreign"}, hook...),
+		"detach":     append([]string{"expect", "foreign", "all"}, hook...),
+		"set":        append([]string{"priority", "proceed-on", "before", "after"}, hook...),
 		"run":        append([]string{"name"}, load...),
 		"status":     {"netns", "all-netns"},
 		"features":   {"netns", "try"},
@@ -96,7 +99,7 @@ func TestTheCommandHasWhatScriptsUse(t *testing.T) {
 			t.Errorf("there is no command %s", command)
 			continue
 		}
-		for _, f := range append(flags, "output", "log-level", "bpffs", "lock-timeout") {
+		for _, f := range append(flags, "output", "log-level", "bpffs", "libxdp-bpffs", "lock-timeout") {
 			if c.Flag(f) == nil {
 				t.Errorf("%s has no flag --%s", command, f)
 			}
@@ -135,6 +138,18 @@ func TestAWrongCallIsAnsweredWithOneSentenceAndExitCode2(t *testing.T) {
 		"attach without arguments":          {[]string{"attach"}, []string{"IF and OBJ are missing", "`holdfast attach --help`"}},
 		"attach without an object":          {[]string{"attach", "eth0"}, []string{"OBJ is missing"}},
 		"attach with too much":              {[]string{"attach", "eth0", "a.o", "b.o"}, []string{`"b.o" is one argument too many`}},
+		"several objects owned":             {[]string{"attach", "eth0", "a.o", "b.o", "--single", "--shared"}, []string{`"b.o" is one argument too many`}},
+		"single on an owned hook":           {[]string{"attach", "eth0", "a.o", "--single"}, []string{"--single", "give --shared"}},
+		"adopted by an owner":               {[]string{"attach", "eth0", "a.o", "--adopt"}, []string{"--adopt", "give --shared"}},
+		"adopted to be alone":               {[]string{"attach", "eth0", "a.o", "--adopt", "--shared", "--single"}, []string{"--adopt", "without --single"}},
+		"a priority for an owner":           {[]string{"attach", "eth0", "a.o", "--priority", "0"}, []string{"--priority", "give --shared"}},
+		"actions for a single program":      {[]string{"attach", "eth0", "a.o", "--shared", "--single", "--proceed-on", ""}, []string{"--proceed-on", "without --single"}},
+		"a place for an owner":              {[]string{"attach", "eth0", "a.o", "--before", "b"}, []string{"--before", "give --shared"}},
+		"a priority and a place":            {[]string{"attach", "eth0", "a.o", "--shared", "--priority", "1", "--after", "b"}, []string{"--priority", "--after", "exclude each other"}},
+		"a priority that is no number":      {[]string{"attach", "eth0", "a.o", "--shared", "--priority", "-1"}, []string{"--priority", "-1"}},
+		"actions that there are not":        {[]string{"attach", "eth0", "a.o", "--shared", "--proceed-on", "pass,fly"}, []string{"--proceed-on", `"fly"`, "XDP_PASS"}},
+		"a chain in place of a program":     {[]string{"attach", "eth0", "a.o", "--shared", "--expect", "42"}, []string{"--expect", "--single"}},
+		"a name for a member":               {[]string{"attach", "eth0", "a.o", "--shared", "--name", "b"}, []string{"--name", "--single"}},
 		"attach in an unknown mode":         {[]string{"attach", "eth0", "a.o", "--mode", "fast"}, []string{`--mode "fast"`, "native, generic, offload or auto"}},
 		"attach expecting nonsense":         {[]string{"attach", "eth0", "a.o", "--expect", "it"}, []string{`--expect "it"`, "empty or any"}},
 		"attach owned expecting a program":  {[]string{"attach", "eth0", "a.o", "--expect", "42"}, []string{"--expect 42", "use --shared"}},
@@ -147,9 +162,16 @@ func TestAWrongCallIsAnsweredWithOneSentenceAndExitCode2(t *testing.T) {
 		"a name with a line break":          {[]string{"attach", "eth0", "a.o", "--name", "a\nb"}, []string{`--name "a\nb"`}},
 		"a name without end":                {[]string{"attach", "eth0", "a.o", "--name", strings.Repeat("ö", 65)}, []string{"more than 64 characters"}},
 		"replace without an object":         {[]string{"replace", "eth0"}, []string{"OBJ is missing"}},
+		"replace with too much":             {[]string{"replace", "eth0", "m", "a.o", "b.o"}, []string{"one argument too many"}},
+		"replace of a member, expecting":    {[]string{"replace", "eth0", "m", "a.o", "--expect", "42"}, []string{"--expect", "by its program's id"}},
+		"set without a member":              {[]string{"set", "eth0", "--priority", "1"}, []string{"MEMBER is missing"}},
+		"set of nothing":                    {[]string{"set", "eth0", "m"}, []string{"nothing to set", "--priority"}},
+		"set to a priority and a place":     {[]string{"set", "eth0", "m", "--priority", "1", "--before", "b"}, []string{"exclude each other"}},
 		"replace of nothing":                {[]string{"replace", "eth0", "a.o", "--expect", "empty"}, []string{"nothing to replace", "use attach"}},
 		"detach without an interface":       {[]string{"detach"}, []string{"IF is missing"}},
 		"detach of nothing":                 {[]string{"detach", "eth0", "--expect", "empty"}, []string{"nothing to detach"}},
+		"detach of a member and all":        {[]string{"detach", "eth0", "m", "--all"}, []string{"--all", `"m"`}},
+		"detach of a member, expecting":     {[]string{"detach", "eth0", "m", "--expect", "42"}, []string{"--expect", "by its program's id"}},
 		"detach of foreign without expect":  {[]string{"detach", "eth0", "--foreign"}, []string{"--foreign needs --expect"}},
 		"run without a command":             {[]string{"run", "eth0", "a.o"}, []string{"`--` and a command are missing"}},
 		"run with nothing after the dashes": {[]string{"run", "eth0", "a.o", "--"}, []string{"the command after `--` is missing"}},
@@ -215,6 +237,16 @@ func TestExitCodes(t *testing.T) {
 		{xdp.ErrDeviceBound, 6},
 		{object.ErrNotSupported, 6},
 		{object.ErrBTF, 6},
+		{libxdp.ErrNoFreplace, 6},
+		{libxdp.ErrFull, 6},
+		{libxdp.ErrDamaged, 4},
+		{libxdp.ErrPlain, 2},
+		{libxdp.ErrNoMember, 7},
+		{libxdp.ErrLockTimeout, 8},
+		{&chain.PlaceError{Err: chain.ErrNoMember}, 7},
+		{&chain.PlaceError{Err: chain.ErrAmbiguous}, 2},
+		{&chain.PlaceError{Err: chain.ErrOrder}, 2},
+		{&chain.PlaceError{Err: chain.ErrNoRoom}, 2},
 		{xdp.ErrNotFound, 7},
 		{xdp.ErrNotAttached, 7},
 		{object.ErrNoProgram, 7},
@@ -249,6 +281,68 @@ func TestExitCodes(t *testing.T) {
 		if got := ExitCode(fmt.Errorf("outside: %w", errors.Join(c.err))); got != c.want {
 			t.Errorf("%v, wrapped: exit code %d, want %d", c.err, got, c.want)
 		}
+	}
+}
+
+func TestAMemberIsNamedByItsNameOrItsProgramsID(t *testing.T) {
+	for s, want := range map[string]libxdp.Target{
+		"filter":     {Name: "filter"},
+		"42":         {ID: 42},
+		"4294967295": {ID: 1<<32 - 1},
+		"4294967296": {Name: "4294967296"},
+		"0":          {Name: "0"},
+		"-1":         {Name: "-1"},
+		"42nd":       {Name: "42nd"},
+	} {
+		if got := memberTarget(s); got != want {
+			t.Errorf("%s is %+v, want %+v", s, got, want)
+		}
+	}
+}
+
+func TestTheOnlyMemberIsMeantWhereNoneIsNamed(t *testing.T) {
+	ns, err := xdp.OpenNamespace("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	h, err := ns.Hook("lo", xdp.Auto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := onlyMember(h, chainOfOne, ""); err != nil || m.Name != "sample" {
+		t.Errorf("of one it is %+v, %v", m, err)
+	}
+	two := &libxdp.Chain{Members: []libxdp.Member{firstMember, secondMember}}
+	if _, err := onlyMember(h, two, "choose"); ExitCode(err) != exitUsage || !strings.HasSuffix(err.Error(), "in_full (590), sample (1595); choose") {
+		t.Errorf("of two: %v", err)
+	}
+	damaged := &libxdp.Chain{Problem: "pins are missing"}
+	if _, err := onlyMember(h, damaged, "choose"); ExitCode(err) != exitUsage || !strings.Contains(err.Error(), "can't be told: pins are missing; choose") {
+		t.Errorf("of an unknown number: %v", err)
+	}
+}
+
+// What they have in common is told once, in the exact words of xdp-loader: see
+// its own package.
+func TestXDPLoaderIsAnotherCommandInsideAndByAnotherName(t *testing.T) {
+	named := func(args ...string) (code int, stdout, stderr string) {
+		var out, errOut bytes.Buffer
+		code = Main(Env{Name: "xdp-loader", Args: args, Stdout: &out, Stderr: &errOut, Getenv: func(string) string { return "" }})
+		return code, out.String(), errOut.String()
+	}
+	for args, code := range map[string]int{
+		"": 255, "help": 255, "load": 1, "load --help": 1, "unl -h": 1, "--version": 0, "status nope": 1, "frobnicate": 1, "-o json status": 1, "--help": 0,
+	} {
+		words := strings.Fields(args)
+		byName, out, errOut := named(words...)
+		inside, out2, errOut2 := holdfast(append([]string{"xdp-loader"}, words...)...)
+		if byName != code || inside != code || out != out2 || errOut != errOut2 || strings.Contains(errOut, "holdfast: ") {
+			t.Errorf("%q: exit code %d and %d, want %d; stdout %q and %q, stderr %q and %q", args, byName, inside, code, out, out2, errOut, errOut2)
+		}
+	}
+	if _, out, _ := holdfast("help", "xdp-loader"); !strings.Contains(out, "Usage:\n  holdfast xdp-loader COMMAND") || strings.Contains(out, "--log-level") {
+		t.Errorf("help xdp-loader is %q", out)
 	}
 }
 

@@ -58,6 +58,31 @@ func completeHook(_ *cobra.Command, args []string, _ string) ([]string, cobra.Sh
 	return completeInterfaces(len(args))
 }
 
+// completeMembers completes IF, and after it the members of its chain.
+func (a *app) completeMembers(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return completeInterfaces(0)
+	}
+	f := hookFlags{mode: "auto"}
+	ns, h, err := f.open(args[0])
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer ns.Close()
+	chains, found, err := a.readChain(h, true)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer chains.Close()
+	var names []string
+	if isChain(found) {
+		for _, m := range found.Members {
+			names = append(names, m.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
 // completeInterface completes IF, and nothing after it.
 func completeInterface(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	return completeInterfaces(len(args))

@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 
-	"github.com/cilium/ebpf/rlimit"
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-bpf/holdfast/features"
@@ -32,9 +31,7 @@ tried on a hook that is in use.`,
 		},
 		ValidArgsFunction: completeInterface,
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := rlimit.RemoveMemlock(); err != nil {
-				a.log.Debug("the limit on locked memory stays", "error", err)
-			}
+			a.raiseMemlock()
 			if len(args) == 0 {
 				if namespace != "" || try {
 					return usagef("--netns and --try are for an interface, and none is named")

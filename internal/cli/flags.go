@@ -7,10 +7,12 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/cilium/ebpf/rlimit"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/libxdp"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -65,8 +67,8 @@ func (f *objectFlags) add(c *cobra.Command) {
 	flags.BoolVar(&f.verifierLog, "verifier-log", false, "print all that the kernel's verifier said")
 }
 
-// load loads the object for the hook. The caller closes it.
-func (f *objectFlags) load(a *app, path string, h *xdp.Hook) (*object.Loaded, error) {
+// open reads the object and sets its variables.
+func (f *objectFlags) open(path string) (*object.Object, error) {
 	o, err := object.Open(path)
 	if err != nil {
 		return nil, err
@@ -76,11 +78,11 @@ func (f *objectFlags) load(a *app, path string, h *xdp.Hook) (*object.Loaded, er
 			return nil, err
 		}
 	}
-	// Before Linux 5.11 programs and maps count as locked memory, of which
-	// there is hardly any by default. Where it can't be raised, loading says so.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		a.log.Debug("the limit on locked memory stays", "error", err)
-	}
+	return o, nil
+}
+
+// options say how the object is loaded for the hook.
+func (f *objectFlags) options(h *xdp.Hook) object.LoadOptions {
 	options := object.LoadOptions{
 		Program: object.Choice{Name: f.program, Section: f.section},
 		PinMaps: f.pinMaps,
@@ -92,6 +94,26 @@ func (f *objectFlags) load(a *app, path string, h *xdp.Hook) (*object.Loaded, er
 	if f.verifierLog {
 		options.LogLevel = verifierLogLevel
 	}
+	return options
+}
+
+// raiseMemlock is called before anything is loaded. Before Linux 5.11 programs
+// and maps count as locked memory, of which there is hardly any by default.
+// Where it can't be raised, loading says so.
+func (a *app) raiseMemlock() {
+	if err := kernel.RemoveMemlock(); err != nil {
+		a.log.Debug("the limit on locked memory stays", "error", err)
+	}
+}
+
+// load loads the object for the hook. The caller closes it.
+func (f *objectFlags) load(a *app, path string, h *xdp.Hook) (*object.Loaded, error) {
+	o, err := f.open(path)
+	if err != nil {
+		return nil, err
+	}
+	a.raiseMemlock()
+	options := f.options(h)
 	var loaded *object.Loaded
 	load := func() (err error) {
 		loaded, err = o.Load(options)
@@ -139,6 +161,40 @@ func (a *app) printVerifierLog(loaded *object.Loaded, err error) {
 	case loaded != nil:
 		fmt.Fprintln(a.env.Stderr, loaded.VerifierLog)
 	}
+}
+
+// memberFlags say where in a chain a program runs.
+type memberFlags struct {
+	priority      uint32
+	proceedOn     string
+	before, after string
+}
+
+func (f *memberFlags) add(c *cobra.Command) {
+	flags := c.Flags()
+	flags.Uint32Var(&f.priority, "priority", 0, "when it runs in the chain, where the lowest number is first (default: what the object asks for, or 50)")
+	flags.StringVar(&f.proceedOn, "proceed-on", "", "results after which the chain goes on, as in pass,drop (default: what the object asks for, or pass)")
+	flags.StringVar(&f.before, "before", "", "let it run right before this member of the chain")
+	flags.StringVar(&f.after, "after", "", "let it run right after this member of the chain")
+}
+
+// settings are what was given of them.
+func (f *memberFlags) settings(c *cobra.Command) (libxdp.Settings, error) {
+	s := libxdp.Settings{Before: f.before, After: f.after}
+	if c.Flags().Changed("priority") {
+		s.Priority = &f.priority
+	}
+	if c.Flags().Changed("proceed-on") {
+		actions, err := chain.ParseActions(f.proceedOn)
+		if err != nil {
+			return s, usagef("--proceed-on: %w", err)
+		}
+		s.ProceedOn = &actions
+	}
+	if s.Priority != nil && (s.Before != "" || s.After != "") {
+		return s, usagef("--priority and --before or --after exclude each other: a place beside a member has its own priority")
+	}
+	return s, nil
 }
 
 // checkName refuses what would not be legible as the name of an attachment.

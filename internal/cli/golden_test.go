@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/features"
 	"github.com/holdfast-bpf/holdfast/internal/procfs"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -111,17 +113,58 @@ var (
 		Name: "gone", Since: attachedAt, Lifetime: arbiter.Defunct, Entry: "c1-17",
 		Owner: &arbiter.Owner{UID: 1000, GID: 1000, Process: procfs.Process{PID: 816, Start: 123457}, Exe: "/opt/agent"},
 	}
-	everything = []arbiter.Status{defunct, permanent, shared, heldByTwo, unreadable}
+	everything = hooks(defunct, permanent, shared, heldByTwo, unreadable)
+
+	dispatcher = xdp.Program{ID: 586, Name: "xdp_dispatcher", Tag: "63e8febd672ce2c6", LoadedAt: loadedAt}
+	chained    = hookStatus{
+		Status: arbiter.Status{
+			NamespaceID: "c1", Interface: "eth2", Index: 4,
+			Attachment: xdp.Attachment{Mode: xdp.Native, Program: dispatcher, Held: xdp.HeldByNetlink},
+			Since:      loadedAt, SinceLoad: true, Lifetime: arbiter.Permanent,
+		},
+		Chain: newChainStatus(&libxdp.Chain{
+			Kind: libxdp.Dispatcher, Version: 2, Mode: xdp.Native, Dispatcher: dispatcher, MadeBy: libxdp.MadeByOther, Frags: true,
+			Members: []libxdp.Member{firstMember, secondMember},
+		}),
+	}
+	firstMember = libxdp.Member{
+		Slot: 0, Name: "a_name_that_only_btf_has_in_full", Priority: 10, ProceedOn: chain.Set(chain.Pass, chain.Tx),
+		Program: xdp.Program{ID: 590, Name: "a_name_that_onl", Tag: "57cd311f2e27366b", LoadedAt: loadedAt},
+	}
+	secondMember = libxdp.Member{
+		Slot: 1, Name: "sample", Priority: 50,
+		Program: xdp.Program{ID: 1595, Name: "sample", Tag: "3b185187f1855c4c", LoadedAt: loadedAt, UID: 1000},
+	}
+	chainOfOne = &libxdp.Chain{
+		Kind: libxdp.Dispatcher, Version: 3, Mode: xdp.Native, Dispatcher: dispatcher, MadeBy: libxdp.MadeByHoldfast, DeviceBound: true,
+		Members: []libxdp.Member{secondMember},
+	}
+	damaged = hookStatus{
+		Status: arbiter.Status{
+			NamespaceID: "c1", Interface: "eth3", Index: 5,
+			Attachment: xdp.Attachment{Mode: xdp.Generic, Program: xdp.Program{ID: 700, Name: "xdp_dispatcher", LoadedAt: loadedAt}, Held: xdp.HeldByNetlink},
+			Since:      loadedAt, SinceLoad: true, Lifetime: arbiter.Permanent,
+		},
+		Chain: newChainStatus(&libxdp.Chain{Problem: "its pins are missing: somebody removed them"}),
+	}
 )
+
+func hooks(statuses ...arbiter.Status) []hookStatus {
+	var all []hookStatus
+	for _, s := range statuses {
+		all = append(all, hookStatus{Status: s})
+	}
+	return all
+}
 
 func TestStatusIsPrintedAsItWas(t *testing.T) {
 	status := func(a *app) error { return a.printStatus(everything, true) }
 	golden(t, "status.json", printed(t, "json", status))
 	golden(t, "status.table", printed(t, "table", status))
 	golden(t, "status-here.table", printed(t, "table", func(a *app) error {
-		return a.printStatus([]arbiter.Status{permanent, shared}, false)
+		return a.printStatus(hooks(permanent, shared), false)
 	}))
-	nothing := func(a *app) error { return a.printStatus([]arbiter.Status{}, false) }
+	nothing := func(a *app) error { return a.printStatus([]hookStatus{}, false) }
 	golden(t, "status-empty.json", printed(t, "json", nothing))
 	if out := printed(t, "table", nothing); len(out) > 0 {
 		t.Errorf("a table of nothing is %q", out)
@@ -130,10 +173,28 @@ func TestStatusIsPrintedAsItWas(t *testing.T) {
 
 func TestAnAttachmentIsPrintedAsItWas(t *testing.T) {
 	for name, s := range map[string]arbiter.Status{"attachment": permanent, "attachment-held": heldByTwo, "attachment-shared": shared} {
-		attachment := func(a *app) error { return a.printAttachment(&s, "attached", xdp.Auto) }
+		attachment := func(a *app) error { return a.printAttachment(&s, "attached") }
 		golden(t, name+".json", printed(t, "json", attachment))
 		golden(t, name+".table", printed(t, "table", attachment))
 	}
+}
+
+func TestChainsArePrintedAsTheyWere(t *testing.T) {
+	status := func(a *app) error {
+		return a.printStatus(append(hooks(permanent), chained, damaged, hooks(shared)[0]), false)
+	}
+	golden(t, "status-chains.json", printed(t, "json", status))
+	golden(t, "status-chains.table", printed(t, "table", status))
+	attached := func(a *app) error { return a.printHook(chained, "attached") }
+	golden(t, "attachment-chain.json", printed(t, "json", attached))
+	golden(t, "attachment-chain.table", printed(t, "table", attached))
+	gone := newMembers([]libxdp.Member{firstMember})
+	detached := func(a *app) error { return a.printWithout("blue", "eth2", 4, gone, newChainStatus(chainOfOne)) }
+	golden(t, "detached-member.json", printed(t, "json", detached))
+	golden(t, "detached-member.table", printed(t, "table", detached))
+	last := func(a *app) error { return a.printWithout("", "eth2", 4, gone, nil) }
+	golden(t, "detached-last-member.json", printed(t, "json", last))
+	golden(t, "detached-last-member.table", printed(t, "table", last))
 }
 
 func TestADetachmentIsPrintedAsItWas(t *testing.T) {
@@ -147,10 +208,15 @@ func TestGCIsPrintedAsItWas(t *testing.T) {
 		{Entry: "c1-17", Name: "gone", Interface: "veth7", Why: "its interface is gone, or somebody detached the link by force"},
 		{Entry: "c1-18", Why: "it was never completed"},
 	}
-	gc := func(a *app) error { return a.printGC(stale, true) }
+	pins := []libxdp.Cleaned{
+		{Path: "/sys/fs/bpf/xdp/dispatch-9-412", Index: 9, DispatcherID: 412, Removed: true, Reason: "its dispatcher is attached nowhere"},
+		{Path: "/sys/fs/bpf/xdp/dispatch-2-586", Index: 2, DispatcherID: 586, Reason: "it is attached to eth0 in another network namespace (blue)"},
+	}
+	gc := func(a *app) error { return a.printGC(stale, pins, true) }
 	golden(t, "gc.json", printed(t, "json", gc))
 	golden(t, "gc.table", printed(t, "table", gc))
-	nothing := func(a *app) error { return a.printGC([]arbiter.Stale{}, false) }
+	golden(t, "gc-pins.table", printed(t, "table", func(a *app) error { return a.printGC(nil, pins, false) }))
+	nothing := func(a *app) error { return a.printGC([]arbiter.Stale{}, nil, false) }
 	golden(t, "gc-empty.json", printed(t, "json", nothing))
 	if out := printed(t, "table", nothing); len(out) > 0 {
 		t.Errorf("a table of nothing is %q", out)

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -58,7 +59,7 @@ func (a *app) attachWhile(h *xdp.Hook, p *object.Loaded, name string, pid int) e
 		return err
 	}
 	defer state.Close()
-	result, err := a.render(func() error { return a.printAt(state, h, "attached") })
+	result, err := a.render(func() error { return a.printAt(state, h, p, "attached", true) })
 	if err != nil {
 		return err
 	}
@@ -110,11 +111,12 @@ func startHolder(stdout io.Writer, link *xdp.Link, p *object.Loaded, watched *os
 	}
 	var objects []*os.File
 	for _, fd := range fds {
-		f, err := dupFile(fd)
+		dup, err := kernel.FD(fd).Dup()
 		if err != nil {
 			h.close()
 			return nil, err
 		}
+		f := os.NewFile(uintptr(dup), "bpf")
 		inherited, objects = append(inherited, f), append(objects, f)
 	}
 	h.cmd = exec.Command("/proc/self/exe", "hold", "--pid", strconv.Itoa(pid), "--name", name)
@@ -126,11 +128,31 @@ func startHolder(stdout io.Writer, link *xdp.Link, p *object.Loaded, watched *os
 	// A session of its own: the terminal's signals are not for it.
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	h.cmd.Dir = "/"
-	if err := h.cmd.Start(); err != nil {
+	err = closeInheritedOnExec()
+	if err == nil {
+		err = h.cmd.Start()
+	}
+	if err != nil {
 		h.close()
 		return nil, err
 	}
 	return h, nil
+}
+
+// closeInheritedOnExec keeps what the caller had open, and left to this process,
+// from the holder, which would keep it open for longer: a pipe that somebody
+// reads to its end, or a file that is locked.
+func closeInheritedOnExec() error {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range fds {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > unix.Stderr {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 // handOver has the holder print the result, and hold on.
@@ -153,14 +175,6 @@ func (h *holder) handOver(result []byte) error {
 func (h *holder) close() {
 	h.word.Close()
 	h.done.Close()
-}
-
-func dupFile(fd int) (*os.File, error) {
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(dup), "bpf"), nil
 }
 
 // holdCommand is the process in the background. Whoever kills it detaches.
@@ -225,8 +239,10 @@ func printWord() error {
 	if err := unix.Dup3(int(null.Fd()), int(os.Stdout.Fd()), 0); err != nil {
 		return err
 	}
+	// The result is printed, so the program stays attached, whether or not the
+	// process that started this one is there to hear it.
 	done := os.NewFile(holderDone, "done")
 	defer done.Close()
-	_, err = done.WriteString("done")
-	return err
+	_, _ = done.WriteString("done")
+	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -35,25 +36,43 @@ func (a *app) printJSON(kind string, result any) error {
 	return e.Encode(envelope{envelopeVersion, kind, result})
 }
 
-// printAt says what was done at the hook, and what is there now.
-func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, done string) error {
+// printAt says what was done at the hook with the program, and whether the hook
+// was empty before.
+func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, p *object.Loaded, done string, wasEmpty bool) error {
 	s, err := state.At(h)
 	if err != nil {
 		return err
 	}
+	e := &xdp.Error{Op: "look at", Hook: h.String(), Err: xdp.ErrConflict, Hint: "agree with whoever did that, or own the hook"}
 	if s == nil {
-		return &xdp.Error{
-			Op: "look at", Hook: h.String(), Err: xdp.ErrConflict,
-			Detail: "the program was " + done + ", and somebody has detached it since",
-		}
+		e.Detail = "the program was " + done + ", and somebody has detached it since"
+		return e
 	}
-	return a.printAttachment(s, done, h.Mode())
+	id, err := p.ProgramID()
+	if err != nil {
+		return err
+	}
+	if id != s.Program.ID {
+		e.Detail = "the program was " + done + ", and somebody has replaced it since"
+		e.Rival = &s.Attachment
+		return e
+	}
+	if wasEmpty {
+		a.tellGeneric(h, s.Mode)
+	}
+	return a.printAttachment(s, done)
 }
 
-func (a *app) printAttachment(s *arbiter.Status, done string, asked xdp.Mode) error {
-	if asked == xdp.Auto && s.Mode == xdp.Generic {
-		a.log.Info("the driver has no native mode, so the program runs in generic mode, which is slower", "interface", s.Interface)
+// tellGeneric says that the mode is not the one that would have been better. It
+// is for a hook that was empty: what comes in place of another program has the
+// mode of that one.
+func (a *app) tellGeneric(h *xdp.Hook, got xdp.Mode) {
+	if h.Mode() == xdp.Auto && got == xdp.Generic {
+		a.log.Info("the driver has no native mode, so the program runs in generic mode, which is slower", "interface", h.Name())
 	}
+}
+
+func (a *app) printAttachment(s *arbiter.Status, done string) error {
 	if a.json() {
 		return a.printJSON("attachment", s)
 	}
@@ -122,7 +141,19 @@ func terminalWidth(w io.Writer) int {
 const columnGap = "  "
 
 func writeTable(w io.Writer, head []string, rows [][]string, width int) {
-	all := [][]string{head}
+	for _, line := range tableLines(head, rows, width) {
+		fmt.Fprintln(w, line)
+	}
+}
+
+// tableLines are the rows in columns, below the head if there is one.
+func tableLines(head []string, rows [][]string, width int) []string {
+	var all [][]string
+	if head != nil {
+		all = append(all, head)
+	} else if len(rows) > 0 {
+		head = make([]string, len(rows[0]))
+	}
 	for _, row := range rows {
 		line := make([]string, len(row))
 		for i, cell := range row {
@@ -139,6 +170,7 @@ func writeTable(w io.Writer, head []string, rows [][]string, width int) {
 	if width > 0 {
 		shrink(widths, head, width-len(columnGap)*(len(head)-1))
 	}
+	var lines []string
 	for _, row := range all {
 		var line strings.Builder
 		for i, cell := range row {
@@ -148,8 +180,9 @@ func writeTable(w io.Writer, head []string, rows [][]string, width int) {
 			cell = shorten(cell, widths[i])
 			line.WriteString(cell + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)))
 		}
-		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+		lines = append(lines, strings.TrimRight(line.String(), " "))
 	}
+	return lines
 }
 
 // printable keeps names that others chose, such as those of processes, from

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/procfs"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -23,7 +24,9 @@ func (a *app) runCommand() *cobra.Command {
 		Long: `Attach an XDP program, run a command, and detach the program when the command
 ends, however it ends. If holdfast itself is killed, by SIGKILL too, the program
 is gone and the command gets a SIGTERM. Signals are passed on, and the command's
-exit code is that of holdfast (128 and the signal's number if a signal ended it).`,
+exit code is that of holdfast (128 and the signal's number if a signal ended it).
+Should the program be taken off before, by another root or with its interface,
+holdfast says so at the end, with exit code 3 where the command's own was 0.`,
 		Example: `  holdfast run eth0 sample.o -- ./collector --interval 10s`,
 		Args: func(c *cobra.Command, args []string) error {
 			dash := c.ArgsLenAtDash()
@@ -76,7 +79,12 @@ exit code is that of holdfast (128 and the signal's number if a signal ended it)
 			err = a.command(path, args[2:])
 			// At once, and not when the kernel comes round to the last
 			// descriptor: who waits for holdfast finds the hook empty.
-			return errors.Join(err, link.Detach())
+			detachErr := link.Detach()
+			if err != nil && detachErr != nil {
+				// The exit code is the command's, which says nothing of this.
+				a.log.Warn("the program was not attached to the end", "error", detachErr)
+			}
+			return errors.Join(err, detachErr)
 		},
 	}
 	hf.add(c)
@@ -91,9 +99,8 @@ func (a *app) command(path string, args []string) error {
 	// started the child, so the thread has to stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals)
-	defer signal.Stop(signals)
+	signals, stop := signals()
+	defer stop()
 	cmd := exec.Command(path)
 	cmd.Args = args
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.env.Stdin, a.env.Stdout, a.env.Stderr
@@ -103,11 +110,18 @@ func (a *app) command(path string, args []string) error {
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
-	for {
+	for stopping := false; ; {
 		select {
 		case s := <-signals:
 			if passOn(s) {
 				_ = cmd.Process.Signal(s) // it may have ended meanwhile
+			}
+			// The shell goes on when all of its job has stopped, and whether
+			// the command stops is its own choice. The program stays attached.
+			stopping = stopping && s != unix.SIGCONT || stops(s)
+			if stopping && procfs.Stopped(cmd.Process.Pid) {
+				stopping = false
+				_ = unix.Kill(unix.Getpid(), unix.SIGSTOP)
 			}
 		case err := <-done:
 			return exitStatus(err)
@@ -118,13 +132,18 @@ func (a *app) command(path string, args []string) error {
 // passOn tells whether the command should get a signal that holdfast got.
 func passOn(s os.Signal) bool {
 	switch s {
-	case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
-		return false // holdfast's own: its child, its scheduler, its output
-	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP:
+	case unix.SIGCHLD, unix.SIGPIPE:
+		return false // holdfast's own: its child, its output
+	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
 		// From the terminal the whole foreground process group has it.
 		return !inForeground()
 	}
 	return true
+}
+
+// stops tells whether a signal stops a process that does not catch it.
+func stops(s os.Signal) bool {
+	return s == unix.SIGTSTP || s == unix.SIGTTIN || s == unix.SIGTTOU
 }
 
 func inForeground() bool {
@@ -134,7 +153,8 @@ func inForeground() bool {
 	}
 	defer tty.Close()
 	group, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
-	return err == nil && group == unix.Getpgrp()
+	// The terminal may be of another process namespace, where both are 0.
+	return err == nil && group > 0 && group == unix.Getpgrp()
 }
 
 func exitStatus(err error) error {

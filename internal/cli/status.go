@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -24,6 +25,9 @@ func (a *app) statusCommand() *cobra.Command {
 		Short: "Show what is attached, and who holds it",
 		Long: `Show every interface that has an XDP program: mode, program, how it is held, by
 whom, since when and until when. It changes nothing.
+
+Below a shared hook that has a chain are its members, whoever added them, in the
+order that they run in.
 
 Attachments that have ended although nobody detached them with Holdfast, because
 their interface is gone or another root took the link away, are shown as defunct
@@ -65,7 +69,11 @@ until 'holdfast gc' or a new attachment.`,
 			slices.SortStableFunc(found, func(x, y arbiter.Status) int {
 				return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Interface, y.Interface))
 			})
-			return a.printStatus(found, all)
+			hooks, err := a.withChains(namespaces, found)
+			if err != nil {
+				return err
+			}
+			return a.printStatus(hooks, all)
 		},
 	}
 	c.Flags().StringVar(&namespace, "netns", "", "network namespace to look into: a name, a path or a pid")
@@ -113,7 +121,49 @@ func exist(namespaces []*xdp.Namespace, names []string) error {
 	return nil
 }
 
-func (a *app) printStatus(found []arbiter.Status, netns bool) error {
+// withChains adds the chains of those that are dispatchers.
+func (a *app) withChains(namespaces []*xdp.Namespace, found []arbiter.Status) ([]hookStatus, error) {
+	hooks := make([]hookStatus, len(found))
+	var chains *libxdp.Chains
+	for i, s := range found {
+		hooks[i].Status = s
+		// Who may not read a program's name may not open the bpffs either.
+		if s.Program.Name != libxdp.DispatcherName || s.Lifetime == arbiter.Defunct {
+			continue
+		}
+		if chains == nil {
+			opened, err := a.chains()
+			if err != nil {
+				return nil, err
+			}
+			defer opened.Close()
+			chains = opened
+		}
+		c, err := chainOf(chains, namespaces, s)
+		if err != nil {
+			hooks[i].Chain = newChainStatus(&libxdp.Chain{Problem: err.Error()})
+		} else if isChain(c) {
+			hooks[i].Chain = newChainStatus(c)
+		}
+	}
+	return hooks, nil
+}
+
+func chainOf(chains *libxdp.Chains, namespaces []*xdp.Namespace, s arbiter.Status) (*libxdp.Chain, error) {
+	for _, ns := range namespaces {
+		if ns.ID() != s.NamespaceID {
+			continue
+		}
+		h, err := ns.HookAt(s.Index, s.Mode)
+		if err != nil {
+			return nil, err
+		}
+		return chains.Read(h)
+	}
+	return nil, nil
+}
+
+func (a *app) printStatus(found []hookStatus, netns bool) error {
 	if a.json() {
 		return a.printJSON("status", found)
 	}
@@ -128,15 +178,21 @@ func (a *app) printStatus(found []arbiter.Status, netns bool) error {
 	var rows [][]string
 	for _, s := range found {
 		row := []string{
-			s.Interface, mode(s), cmp.Or(s.Program.Name, "-"), strconv.FormatUint(uint64(s.Program.ID), 10),
-			held(s), string(s.Lifetime), since(s), cmp.Or(s.Name, "-"), by(s),
+			s.Interface, mode(s.Status), cmp.Or(s.Program.Name, "-"), strconv.FormatUint(uint64(s.Program.ID), 10),
+			held(s.Status), string(s.Lifetime), since(s.Status), cmp.Or(s.Name, "-"), by(s),
 		}
 		if netns {
 			row = append([]string{cmp.Or(s.Namespace, "-")}, row...)
 		}
 		rows = append(rows, row)
 	}
-	a.table(head, rows)
+	width := terminalWidth(a.env.Stdout)
+	for i, line := range tableLines(head, rows, width) {
+		fmt.Fprintln(a.env.Stdout, line)
+		if i > 0 && found[i-1].Chain != nil {
+			a.printMembers(found[i-1].Chain)
+		}
+	}
 	return nil
 }
 
@@ -165,9 +221,13 @@ func since(s arbiter.Status) string {
 	return t
 }
 
-// by names the owner that Holdfast knows, and then whoever keeps the link alive.
-func by(s arbiter.Status) string {
+// by names the owner that Holdfast knows, and then whoever keeps the link
+// alive; of a chain it says which tools made it.
+func by(s hookStatus) string {
 	var who []string
+	if s.Chain != nil {
+		who = append(who, s.Chain.String())
+	}
 	if s.Owner != nil {
 		who = append(who, fmt.Sprintf("uid %d %s", s.Owner.UID, cmp.Or(s.Owner.Comm, filepath.Base(s.Owner.Exe))))
 	}

@@ -331,7 +331,7 @@ var linkRows = []row{{
 	name:   "detach of a defunct link",
 	given:  defunct,
 	kernel: func(p *place) error { return kernel.LinkDetach(p.link) }, want: ok(empty),
-	xdp: func(p *place) error { return p.adopt().Detach() }, gives: done(empty),
+	xdp: func(p *place) error { return p.adopt().Detach() }, gives: fails(xdp.ErrGone),
 }, {
 	name:   "update of a defunct link",
 	given:  defunct,

@@ -53,9 +53,6 @@ func (p *place) start(prepare func(*exec.Cmd), name string, args ...string) *pro
 	p.Helper()
 	cmd := kerneltest.Command(name, append([]string{p.half, strconv.Itoa(p.index)}, args...)...)
 	cmd.Stderr = os.Stderr
-	// It would come when the thread ends that starts the process, and threads
-	// that made a network namespace end.
-	cmd.SysProcAttr.Pdeathsig = 0
 	if prepare != nil {
 		prepare(cmd)
 	}

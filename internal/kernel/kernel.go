@@ -80,9 +80,10 @@ func LinkCreateXDP(progFD, ifindex int, flags uint32) (FD, error) {
 }
 
 // LinkCreateExtension attaches an extension in the place of a function of the
-// target, given by its type id in the target's BTF, and returns the link. The
-// function is taken until the link ends: EBUSY. One extension can be attached in
-// several places. Since Linux 5.10.
+// target, given by its type id in the target's BTF, and returns the link; 0 and
+// 0 stand for the function that it was loaded for. The function is taken until
+// the link ends: EBUSY. One extension can be attached in several places. Since
+// Linux 5.10.
 func LinkCreateExtension(progFD, targetFD int, function uint32) (FD, error) {
 	attr := linkCreateAttr{progFD: uint32(progFD), targetFD: uint32(targetFD), targetBTFID: function}
 	fd, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
@@ -386,8 +387,9 @@ func OpenPin(path string) (FD, error) {
 // expected attach type that runs on none), which the kernel does not say
 // anywhere else. BPF_PROG_TEST_RUN refuses such a program with EINVAL before it
 // reads its arguments, and others with EFAULT when it does, because the packet
-// lies at an address that nobody has: the program never runs.
-func DeviceBound(progFD int) bool {
+// lies at an address that nobody has: the program never runs. One that is
+// offloaded can't be run at all. Any other answer is the error.
+func DeviceBound(progFD int) (bool, error) {
 	attr := struct {
 		progFD, retval          uint32
 		dataSizeIn, dataSizeOut uint32
@@ -399,8 +401,17 @@ func DeviceBound(progFD int) bool {
 		_                       uint32
 	}{progFD: uint32(progFD), dataSizeIn: 64, dataIn: 1}
 	_, err := bpf(unix.BPF_PROG_TEST_RUN, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	return err != nil && !errors.Is(err, unix.EFAULT) && !errors.Is(err, unix.EPERM)
+	switch {
+	case errors.Is(err, unix.EFAULT):
+		return false, nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, eNOTSUPP):
+		return true, nil
+	}
+	return false, err
 }
+
+// eNOTSUPP is the kernel's internal ENOTSUPP, which bpf(2) lets escape.
+const eNOTSUPP = unix.Errno(524)
 
 // AwaitGracePeriod returns once every packet that was in a program when it was
 // called has left it: it waits for an RCU grace period, by membarrier(2), which

@@ -2,14 +2,9 @@ package kerneltest
 
 import (
 	"bytes"
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -66,6 +61,9 @@ func Load(t testing.TB, name string, variables map[string]any) *ebpf.Collection 
 	for _, m := range spec.Maps {
 		m.Pinning = ebpf.PinNone
 	}
+	// The loader would map each into memory, and keep its map alive, for as
+	// long as it pleases the garbage collector.
+	clear(spec.Variables)
 	c, err := ebpf.NewCollection(spec)
 	if err != nil {
 		t.Fatalf("load %s: %+v", name, err)
@@ -93,27 +91,6 @@ func Pass(t testing.TB, name string, change func(*ebpf.ProgramSpec)) *ebpf.Progr
 	return p
 }
 
-// FillDispatcher makes attaching and replacing fast, for a test that does it
-// often: the kernel's own XDP dispatcher waits for an RCU grace period, ten
-// milliseconds or more, whenever a program enters or leaves it, but has room for
-// no more than 48. Those that come after cost nothing.
-func FillDispatcher(t testing.TB) {
-	t.Helper()
-	const room = 48 // BPF_DISPATCHER_MAX
-	n := NewNetNS(t)
-	for i := range room / 2 {
-		near, far := fmt.Sprintf("fill%d", i), fmt.Sprintf("fill%d", room/2+i)
-		if err := n.Conn.AddVeth(near, far, -1); err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range []string{near, far} {
-			if err := n.Conn.SetXDP(n.Device(t, name).Index, Pass(t, name, nil).FD(), unix.XDP_FLAGS_SKB_MODE); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-}
-
 // ProgramID is the id of a loaded program.
 func ProgramID(t testing.TB, p *ebpf.Program) uint32 {
 	t.Helper()
@@ -122,76 +99,4 @@ func ProgramID(t testing.TB, p *ebpf.Program) uint32 {
 		t.Fatal(err)
 	}
 	return info.ID
-}
-
-// objects is what can be left behind.
-type objects struct {
-	programs []ebpf.ProgramID
-	links    []kernel.LinkInfo
-	fds      []string
-}
-
-func (o objects) String() string {
-	return fmt.Sprintf("programs %v, links %+v, descriptors %v", o.programs, o.links, o.fds)
-}
-
-func (o objects) equal(p objects) bool {
-	return slices.Equal(o.programs, p.programs) && slices.Equal(o.links, p.links) && slices.Equal(o.fds, p.fds)
-}
-
-func snapshot(t testing.TB) objects {
-	t.Helper()
-	var o objects
-	for id := ebpf.ProgramID(0); ; {
-		next, err := ebpf.ProgramGetNextID(id)
-		if errors.Is(err, os.ErrNotExist) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		o.programs, id = append(o.programs, next), next
-	}
-	var err error
-	if o.links, err = kernel.XDPLinks(); err != nil {
-		t.Fatal(err)
-	}
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, fd := range fds {
-		target, err := os.Readlink("/proc/self/fd/" + fd.Name())
-		if err == nil && strings.HasPrefix(target, "anon_inode:bpf") {
-			o.fds = append(o.fds, fd.Name()+" "+target)
-		}
-	}
-	return o
-}
-
-// NoLeaks fails the test if, once it has cleaned up, a program or a link is on
-// the machine that was not there before, or the process has a BPF descriptor
-// more. It waits a little, because the kernel releases links later. Call it
-// first.
-func NoLeaks(t testing.TB) {
-	t.Helper()
-	before := snapshot(t)
-	t.Cleanup(func() {
-		var after objects
-		if !Eventually(func() bool { after = snapshot(t); return after.equal(before) }) {
-			t.Errorf("left behind:\n before: %s\n after:  %s", before, after)
-		}
-	})
-}
-
-// Eventually tells whether f becomes true within some seconds.
-func Eventually(f func() bool) bool {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		if f() {
-			return true
-		}
-		if time.Now().After(deadline) {
-			return false
-		}
-	}
 }

@@ -13,11 +13,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"testing"
+	"unsafe"
 
-	"github.com/cilium/ebpf/rlimit"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/testbed"
 	"golang.org/x/sys/unix"
 )
@@ -50,7 +50,7 @@ func Main(m *testing.M, commands Commands) {
 		os.Exit(code)
 	}
 	// Before Linux 5.11 programs and maps count against RLIMIT_MEMLOCK.
-	if err := rlimit.RemoveMemlock(); err != nil {
+	if err := kernel.RemoveMemlock(); err != nil {
 		fatal(err)
 	}
 	os.Exit(m.Run())
@@ -69,18 +69,45 @@ func Command(name string, args ...string) *exec.Cmd {
 // it themselves.
 func CommandEnv(name string) string { return commandEnv + "=" + name }
 
+// Drop gives up capabilities of the whole process, for good.
+func Drop(caps ...int) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return err
+	}
+	for _, c := range caps {
+		data[c/32].Effective &^= 1 << (c % 32)
+		data[c/32].Permitted &^= 1 << (c % 32)
+	}
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data)), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 func fatal(err error) {
 	fmt.Fprintln(os.Stderr, "kerneltest:", err)
 	os.Exit(1)
 }
 
+// lockDir is what is locked. It is root's: a file where everybody may make files
+// could be another user's, and then root may not open it (fs.protected_regular).
+const lockDir = "/run/holdfast-kerneltest"
+
 // alone waits until no other package's kernel tests run, and locks them out
 // until the process ends.
 func alone() {
-	path := filepath.Join(os.TempDir(), "holdfast-kerneltest.lock")
-	lock, err := unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if os.Getuid() != 0 {
+		fatal(errors.New("tests on a kernel need root"))
+	}
+	if err := os.Mkdir(lockDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		fatal(err)
+	}
+	lock, err := unix.Open(lockDir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		fatal(fmt.Errorf("open %s: %w", path, err))
+		fatal(fmt.Errorf("open %s: %w", lockDir, err))
 	}
 	for {
 		err := unix.Flock(lock, unix.LOCK_EX)
@@ -88,7 +115,7 @@ func alone() {
 			return
 		}
 		if !errors.Is(err, unix.EINTR) {
-			fatal(fmt.Errorf("lock %s: %w", path, err))
+			fatal(fmt.Errorf("lock %s: %w", lockDir, err))
 		}
 	}
 }

@@ -37,6 +37,10 @@ const (
 	closed  = -2
 )
 
+// At is the namespace of a descriptor, which stays the caller's: it must be open
+// for as long as the namespace is used, and Close is not to be called.
+func At(fd int) *NS { return &NS{fd: fd, spec: fmt.Sprintf("/proc/self/fd/%d", fd)} }
+
 // ErrNotExist says that there is no such namespace.
 var ErrNotExist = errors.New("no such network namespace")
 
@@ -182,7 +186,8 @@ func (id ID) String() string {
 
 // Found is a namespace that can be reached.
 type Found struct {
-	// Spec opens it.
+	// Spec opens it: a name, or the path of a process's, because a pid can be
+	// the name of another.
 	Spec string
 	// Names are all its names. Where it has none it is called by the lowest
 	// pid in it, or where nobody is in it by the path that keeps it.
@@ -196,25 +201,25 @@ type Found struct {
 func All() ([]Found, error) {
 	var found []Found
 	byInode := map[uint64]int{}
-	add := func(path, spec string) {
+	add := func(path, spec, name string) {
 		var st unix.Stat_t
 		if unix.Stat(path, &st) != nil {
 			return
 		}
 		if i, ok := byInode[st.Ino]; ok {
-			if strings.HasPrefix(path, NamedDir) && !strings.Contains(spec, "/") {
-				found[i].Names = append(found[i].Names, spec)
+			if strings.HasPrefix(path, NamedDir) && !strings.Contains(name, "/") {
+				found[i].Names = append(found[i].Names, name)
 			}
 			return
 		}
 		f := Found{Spec: spec, Inode: st.Ino}
-		if spec != "" {
-			f.Names = []string{spec}
+		if name != "" {
+			f.Names = []string{name}
 		}
 		byInode[st.Ino] = len(found)
 		found = append(found, f)
 	}
-	add("/proc/thread-self/ns/net", "")
+	add("/proc/thread-self/ns/net", "", "")
 	// Names before processes: a name says more.
 	named, err := os.ReadDir(NamedDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -226,25 +231,26 @@ func All() ([]Found, error) {
 		if unix.Statfs(path, &fs) != nil || fs.Type != unix.NSFS_MAGIC {
 			continue // a name whose namespace is not mounted here
 		}
-		add(path, e.Name())
+		add(path, e.Name(), e.Name())
 	}
 	procs, err := processes()
 	if err != nil {
 		return nil, err
 	}
 	for _, pid := range procs {
-		add(filepath.Join("/proc", pid, "ns/net"), pid)
+		path := filepath.Join("/proc", pid, "ns/net")
+		add(path, path, pid)
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	for _, path := range parseMounts(string(mounts)) {
-		add(path, path)
+		add(path, path, path)
 	}
 	for _, pid := range procs {
 		for _, path := range descriptors(pid) {
-			add(path, path)
+			add(path, path, path)
 		}
 	}
 	return found, nil

@@ -133,6 +133,9 @@ func TestAllNamespacesBeginWithTheCallersOwn(t *testing.T) {
 	var inodes []uint64
 	for _, f := range all {
 		inodes = append(inodes, f.Inode)
+		if len(f.Names) == 0 && f.Spec != "" {
+			t.Errorf("%+v has no name", f)
+		}
 	}
 	slices.Sort(inodes)
 	if len(slices.Compact(inodes)) != len(all) {

@@ -12,6 +12,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Holder is a process with a descriptor of a link or program.
@@ -33,27 +35,31 @@ func Scan() (Objects, error) { return scan("/proc") }
 
 func scan(proc string) (Objects, error) {
 	found := Objects{Links: map[uint32][]Holder{}, Programs: map[uint32][]Holder{}}
-	entries, err := os.ReadDir(proc)
-	if err != nil {
-		return found, err
+	var d directory
+	if err := d.open(unix.AT_FDCWD, proc); err != nil {
+		return found, fmt.Errorf("open %s: %w", proc, err)
 	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
+	defer d.close()
+	entries, err := d.names()
+	if err != nil {
+		return found, fmt.Errorf("read %s: %w", proc, err)
+	}
+	var fds directory
+	for _, name := range entries {
+		pid, err := strconv.Atoi(name)
 		if err != nil {
 			continue
 		}
-		found.scanProcess(filepath.Join(proc, e.Name()), pid)
+		if fds.open(d.fd, name+"/fd") == nil {
+			found.scanProcess(&fds, filepath.Join(proc, name), pid)
+			fds.close()
+		}
 	}
 	return found, nil
 }
 
-func (o *Objects) scanProcess(dir string, pid int) {
-	d, err := os.Open(filepath.Join(dir, "fd"))
-	if err != nil {
-		return
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
+func (o *Objects) scanProcess(fds *directory, dir string, pid int) {
+	names, err := fds.names()
 	if err != nil {
 		return
 	}
@@ -62,13 +68,13 @@ func (o *Objects) scanProcess(dir string, pid int) {
 	for _, fd := range names {
 		// readlink is cheap and nearly always the end of it; only a BPF
 		// descriptor has its fdinfo read.
-		target, err := os.Readlink(filepath.Join(dir, "fd", fd))
-		if err != nil {
-			continue
-		}
 		var holders map[uint32][]Holder
 		var key string
-		switch target {
+		target, err := fds.link(fd)
+		if errors.Is(err, unix.EACCES) {
+			return // a process that may not be looked into: it is so for all
+		}
+		switch string(target) {
 		case "anon_inode:bpf_link", "anon_inode:bpf-link":
 			holders, key = o.Links, "link_id"
 		case "anon_inode:bpf-prog":
@@ -91,6 +97,47 @@ func (o *Objects) scanProcess(dir string, pid int) {
 		}
 		holders[id] = append(holders[id], Holder{PID: pid, Comm: comm})
 	}
+}
+
+// directory is an open directory whose links are read by name, with no more
+// calls than that takes: a machine has thousands of descriptors.
+type directory struct {
+	fd      int
+	entries []byte    // of one getdents
+	found   []string  // of the last names
+	target  [128]byte // of one link
+}
+
+func (d *directory) open(at int, path string) (err error) {
+	d.fd, err = unix.Openat(at, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return err
+}
+
+func (d *directory) close() { unix.Close(d.fd) }
+
+// names are the entries, without "." and "..", until the next call.
+func (d *directory) names() ([]string, error) {
+	if d.entries == nil {
+		d.entries = make([]byte, 16<<10)
+	}
+	d.found = d.found[:0]
+	for {
+		n, err := unix.ReadDirent(d.fd, d.entries)
+		if n <= 0 || err != nil {
+			return d.found, err
+		}
+		_, _, d.found = unix.ParseDirent(d.entries[:n], -1, d.found)
+	}
+}
+
+// link is where the link of that name points to, until the next call, and cut
+// off where that is long.
+func (d *directory) link(name string) ([]byte, error) {
+	n, err := unix.Readlinkat(d.fd, name, d.target[:])
+	if err != nil {
+		return nil, err
+	}
+	return d.target[:n], nil
 }
 
 // ParseFDInfo reads the numbers from an fdinfo file of a BPF object, such as
@@ -125,36 +172,54 @@ var ErrNoProcess = errors.New("no such process")
 
 // ReadProcess reads when the process started.
 func ReadProcess(pid int) (Process, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, os.ErrNotExist) {
-		return Process{}, fmt.Errorf("%w: %d", ErrNoProcess, pid)
-	}
-	if err != nil {
-		return Process{}, err
-	}
-	start, err := parseStat(b)
-	return Process{PID: pid, Start: start}, err
+	s, err := readStat(pid)
+	return Process{PID: pid, Start: s.start}, err
 }
 
-// parseStat takes field 22, starttime. The command's name, in parentheses,
+// Stopped tells whether the process has been stopped by a signal.
+func Stopped(pid int) bool {
+	s, err := readStat(pid)
+	return err == nil && s.state == 'T'
+}
+
+// stat is what is read of /proc/PID/stat.
+type stat struct {
+	state byte   // field 3: R, S, T, Z and so on
+	start uint64 // field 22, starttime
+}
+
+func readStat(pid int) (stat, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return stat{}, fmt.Errorf("%w: %d", ErrNoProcess, pid)
+	}
+	if err != nil {
+		return stat{}, err
+	}
+	return parseStat(b)
+}
+
+// parseStat reads what follows the command's name, which is in parentheses and
 // may contain anything, parentheses and spaces too.
-func parseStat(b []byte) (uint64, error) {
+func parseStat(b []byte) (stat, error) {
 	i := bytes.LastIndexByte(b, ')')
 	if i < 0 {
-		return 0, errors.New("/proc/PID/stat: no command name")
+		return stat{}, errors.New("/proc/PID/stat: no command name")
 	}
 	fields := strings.Fields(string(b[i+1:]))
 	const starttime = 22 - 3 // the first field after the name is number 3
 	if len(fields) <= starttime {
-		return 0, errors.New("/proc/PID/stat: too few fields")
+		return stat{}, errors.New("/proc/PID/stat: too few fields")
 	}
-	return strconv.ParseUint(fields[starttime], 10, 64)
+	start, err := strconv.ParseUint(fields[starttime], 10, 64)
+	return stat{fields[0][0], start}, err
 }
 
-// Alive tells whether this very process still runs.
+// Alive tells whether this very process still runs. One that has ended and
+// waits for its parent to notice does not.
 func (p Process) Alive() bool {
-	now, err := ReadProcess(p.PID)
-	return err == nil && now.Start == p.Start
+	s, err := readStat(p.PID)
+	return err == nil && s.start == p.Start && s.state != 'Z' && s.state != 'X'
 }
 
 // Comm is the process's command name, empty where it can't be read.

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // linkInfo is what Linux 6.18 shows of an XDP link.
@@ -68,38 +70,59 @@ func FuzzFDInfo(f *testing.F) {
 	})
 }
 
-// stat is a line of /proc/PID/stat with that command and start time.
-func stat(comm string, start uint64) []byte {
+// statLine is a line of /proc/PID/stat with that command and start time.
+func statLine(comm string, start uint64) []byte {
 	return fmt.Appendf(nil, "311 (%s) S 1 311 311 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 %d 9 10\n", comm, start)
 }
 
 func TestTheStartOfAProcessIsReadWhateverItsName(t *testing.T) {
 	for _, comm := range []string{"sleep", "", "a b", "a) S 1 (b", ")", "((((", "tab\there"} {
-		if start, err := parseStat(stat(comm, 4711)); err != nil || start != 4711 {
-			t.Errorf("command %q: started at %d (%v)", comm, start, err)
+		if got, err := parseStat(statLine(comm, 4711)); err != nil || got != (stat{'S', 4711}) {
+			t.Errorf("command %q: %+v (%v)", comm, got, err)
 		}
 	}
 	for what, text := range map[string]string{
 		"nothing":        "",
 		"no name":        "311 S 1 311",
 		"too few fields": "311 (sleep) S 1 311",
-		"no number":      strings.Replace(string(stat("sleep", 4711)), "4711", "soon", 1),
-		"a negative one": strings.Replace(string(stat("sleep", 4711)), "4711", "-1", 1),
+		"no number":      strings.Replace(string(statLine("sleep", 4711)), "4711", "soon", 1),
+		"a negative one": strings.Replace(string(statLine("sleep", 4711)), "4711", "-1", 1),
 	} {
-		if start, err := parseStat([]byte(text)); err == nil {
-			t.Errorf("%s: started at %d", what, start)
+		if got, err := parseStat([]byte(text)); err == nil {
+			t.Errorf("%s: %+v", what, got)
 		}
+	}
+}
+
+func TestAZombieIsNotAlive(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	p, err := ReadProcess(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nobody waits for it yet, so it stays a zombie.
+	for deadline := time.Now().Add(10 * time.Second); p.Alive(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it has ended, or should have, and is alive")
+		}
+	}
+	if _, err := ReadProcess(p.PID); err != nil {
+		t.Errorf("it is no zombie: %v", err)
 	}
 }
 
 // FuzzStat: the start is read behind every name, and nothing crashes it.
 func FuzzStat(f *testing.F) {
 	f.Add("sleep", uint64(1), []byte("311 (sleep"))
-	f.Add("a) S 1 2 3 (b", uint64(1<<63), stat("x", 1))
+	f.Add("a) S 1 2 3 (b", uint64(1<<63), statLine("x", 1))
 	f.Fuzz(func(t *testing.T, comm string, start uint64, text []byte) {
 		parseStat(text) // must only not crash
-		if got, err := parseStat(stat(comm, start)); err != nil || got != start {
-			t.Errorf("command %q, started at %d, reads as %d (%v)", comm, start, got, err)
+		if got, err := parseStat(statLine(comm, start)); err != nil || got != (stat{'S', start}) {
+			t.Errorf("command %q, started at %d, reads as %+v (%v)", comm, start, got, err)
 		}
 	})
 }
@@ -181,5 +204,13 @@ func TestAProcessIsTheOneThatHasItsPidAndStart(t *testing.T) {
 	}
 	if Comm(self.PID) == "" {
 		t.Error("this process has no name")
+	}
+}
+
+func BenchmarkScan(b *testing.B) {
+	for b.Loop() {
+		if _, err := Scan(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"sync"
 	"syscall"
 
 	"github.com/mdlayher/netlink"
@@ -49,32 +51,33 @@ func translate(err error) error {
 // Conn talks to the network stack of one network namespace, for as long as it
 // is open. It can be used from several goroutines.
 type Conn struct {
-	route *netlink.Conn
+	// exchange is held from a request to its last answer.
+	exchange sync.Mutex
+	socket   *socket
+	route    *netlink.Conn // through the socket
+	xdp      xdpRequest
 }
 
 // Dial connects to the network namespace of the descriptor, or to the calling
 // thread's where it is negative. The caller closes the connection.
 func Dial(netns int) (*Conn, error) {
-	config := &netlink.Config{Strict: true}
-	if netns >= 0 {
-		config.NetNS = netns
-	}
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, config)
+	socket, port, err := open(netns)
 	if err != nil {
-		return nil, fmt.Errorf("open a netlink socket: %w", translate(err))
-	}
-	route, err := direct(c)
-	if err != nil {
-		c.Close()
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	return &Conn{route: route}, nil
+	return &Conn{socket: socket, route: netlink.NewConn(socket, port), xdp: xdpRequest{port: port}}, nil
 }
 
-// Close closes the connection.
-func (c *Conn) Close() error { return c.route.Close() }
+// Close closes the connection. Closing again does nothing.
+func (c *Conn) Close() error {
+	c.exchange.Lock()
+	defer c.exchange.Unlock()
+	return c.socket.Close()
+}
 
 func (c *Conn) execute(typ uint16, flags netlink.HeaderFlags, data []byte) ([]netlink.Message, error) {
+	c.exchange.Lock()
+	defer c.exchange.Unlock()
 	msgs, err := c.route.Execute(netlink.Message{
 		Header: netlink.Header{
 			Type:  netlink.HeaderType(typ),
@@ -93,45 +96,6 @@ func ifinfo(index int, flags, change uint32) []byte {
 	putU32(b[8:], flags)
 	putU32(b[12:], change)
 	return b
-}
-
-// XDPRequest is an IFLA_XDP attribute, as it is sent. The kernel ignores an
-// expectation without XDP_FLAGS_REPLACE, so only SetXDP and ReplaceXDP, which
-// can't get that wrong, are for others than the conformance tests.
-type XDPRequest struct {
-	FD       int32
-	Flags    uint32
-	Expected *int32
-}
-
-// SetXDP attaches the program, whatever is there in the same mode, or detaches
-// with fd -1. modeFlags are XDP_FLAGS_*_MODE; none lets the kernel choose.
-func (c *Conn) SetXDP(index, fd int, modeFlags uint32) error {
-	return c.SendXDP(index, XDPRequest{FD: int32(fd), Flags: modeFlags})
-}
-
-// ReplaceXDP attaches the program, or detaches with fd -1, but only while the
-// program of descriptor expected is attached in that mode, or none where
-// expected is -1: the kernel answers EEXIST otherwise. Since Linux 5.7.
-func (c *Conn) ReplaceXDP(index, fd, expected int, modeFlags uint32) error {
-	e := int32(expected)
-	return c.SendXDP(index, XDPRequest{FD: int32(fd), Flags: modeFlags | unix.XDP_FLAGS_REPLACE, Expected: &e})
-}
-
-// SendXDP sends a request as it is, nonsense too.
-func (c *Conn) SendXDP(index int, r XDPRequest) error {
-	ae := netlink.NewAttributeEncoder()
-	ae.Nested(unix.IFLA_XDP, func(nae *netlink.AttributeEncoder) error {
-		nae.Int32(unix.IFLA_XDP_FD, r.FD)
-		if r.Flags != 0 {
-			nae.Uint32(unix.IFLA_XDP_FLAGS, r.Flags)
-		}
-		if r.Expected != nil {
-			nae.Int32(unix.IFLA_XDP_EXPECTED_FD, *r.Expected)
-		}
-		return nil
-	})
-	return c.setLink(ifinfo(index, 0, 0), ae)
 }
 
 func (c *Conn) setLink(head []byte, ae *netlink.AttributeEncoder) error {
@@ -178,7 +142,11 @@ func (c *Conn) device(head []byte, ae *netlink.AttributeEncoder) (Device, error)
 	return ParseDevice(msgs[0].Data)
 }
 
-// Devices reads all interfaces of the namespace.
+// dumpTries is how often a list is read that changes while it is read.
+const dumpTries = 10
+
+// Devices reads all interfaces of the namespace. It fails where they change
+// faster than they can be listed.
 func (c *Conn) Devices() ([]Device, error) {
 	ae := netlink.NewAttributeEncoder()
 	ae.Uint32(unix.IFLA_EXT_MASK, skipStats)
@@ -186,7 +154,14 @@ func (c *Conn) Devices() ([]Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	msgs, err := c.execute(unix.RTM_GETLINK, netlink.Dump, append(ifinfo(0, 0, 0), attrs...))
+	request := append(ifinfo(0, 0, 0), attrs...)
+	msgs, err := c.execute(unix.RTM_GETLINK, netlink.Dump, request)
+	for try := 1; err == nil && interrupted(msgs); try++ {
+		if try == dumpTries {
+			return nil, fmt.Errorf("the interfaces changed %d times while they were listed: try again", try)
+		}
+		msgs, err = c.execute(unix.RTM_GETLINK, netlink.Dump, request)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -199,6 +174,12 @@ func (c *Conn) Devices() ([]Device, error) {
 		devices = append(devices, d)
 	}
 	return devices, nil
+}
+
+// interrupted tells whether something came or went between the parts of a list,
+// so that another may be in none of them.
+func interrupted(msgs []netlink.Message) bool {
+	return slices.ContainsFunc(msgs, func(m netlink.Message) bool { return m.Header.Flags&netlink.DumpInterrupted != 0 })
 }
 
 // IsNotExist tells whether the interface was not there.

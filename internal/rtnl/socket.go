@@ -6,52 +6,123 @@ import (
 	"fmt"
 	"iter"
 	"os"
-	"syscall"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/netns"
 )
 
-// socket carries messages for a netlink.Conn with one system call each. The
+// socket carries messages for a netlink.Conn, with one system call each. The
 // library's own starts a goroutine for every call, so that a context could
-// cancel it, and asks for a message's size before it reads the message: an
-// attach takes six times as long that way.
+// cancel it, asks for a message's size before it reads the message, and has the
+// descriptor watched by epoll, which is woken twice by each exchange: an attach
+// takes six times as long that way.
+//
+// Calls block, but never for long: the kernel puts its answer into the socket
+// before it returns from sendto, and the next part of a dump when it is asked
+// to read one. Only one caller at a time may use it.
 type socket struct {
-	dialed *netlink.Conn // opened the descriptor, and closes it
-	raw    syscall.RawConn
-	// buffer is for one answer at a time: netlink.Conn lets no two callers in.
+	fd     int // -1 once closed
 	buffer []byte
+	// unread is a datagram that was received and is still to be looked at.
+	unread []byte
 }
 
 // answerSize holds what the kernel puts into one answer: a dump comes in parts
 // of 32 KiB at most.
 const answerSize = 64 << 10
 
-// direct returns a connection that uses the descriptor of the other, which it
-// takes over.
-func direct(dialed *netlink.Conn) (*netlink.Conn, error) {
-	raw, err := dialed.SyscallConn()
+// open opens a socket in the network namespace of the descriptor, or the calling
+// thread's where it is negative, and returns its address, too.
+func open(namespace int) (s *socket, port uint32, err error) {
+	in := netns.Ambient
+	if namespace >= 0 {
+		in = netns.At(namespace)
+	}
+	s = &socket{buffer: make([]byte, answerSize)}
+	err = in.Do(func() (err error) {
+		s.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+		return os.NewSyscallError("socket", err)
+	})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	var address unix.Sockaddr
-	var nameErr error
-	if err := raw.Control(func(fd uintptr) { address, nameErr = unix.Getsockname(int(fd)) }); err != nil {
-		return nil, err
+	if port, err = s.bind(); err != nil {
+		return nil, 0, errors.Join(err, s.Close())
 	}
-	if nameErr != nil {
-		return nil, os.NewSyscallError("getsockname", nameErr)
+	return s, port, nil
+}
+
+func (s *socket) bind() (port uint32, err error) {
+	if err := unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return 0, os.NewSyscallError("bind", err)
+	}
+	address, err := unix.Getsockname(s.fd)
+	if err != nil {
+		return 0, os.NewSyscallError("getsockname", err)
 	}
 	own, ok := address.(*unix.SockaddrNetlink)
 	if !ok {
-		return nil, fmt.Errorf("a netlink socket with an address of type %T", address)
+		return 0, fmt.Errorf("a netlink socket with an address of type %T", address)
 	}
-	return netlink.NewConn(&socket{dialed: dialed, raw: raw, buffer: make([]byte, answerSize)}, own.Pid), nil
+	// Refusals come with a sentence, and requests that the kernel does not
+	// understand are refused.
+	for _, option := range []int{unix.NETLINK_EXT_ACK, unix.NETLINK_GET_STRICT_CHK} {
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, option, 1); err != nil {
+			return 0, os.NewSyscallError("setsockopt", err)
+		}
+	}
+	return own.Pid, nil
 }
 
-func (s *socket) Close() error { return s.dialed.Close() }
+// Close closes the descriptor. Closing again does nothing.
+func (s *socket) Close() error {
+	if s.fd < 0 {
+		return nil
+	}
+	fd := s.fd
+	s.fd = -1
+	return unix.Close(fd)
+}
 
 var toKernel = &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
+
+func (s *socket) send(b []byte) error {
+	if s.fd < 0 {
+		return os.ErrClosed
+	}
+	for {
+		err := unix.Sendto(s.fd, b, 0, toKernel)
+		if err != unix.EINTR { //nolint:errorlint // an errno, never wrapped
+			return os.NewSyscallError("sendto", err)
+		}
+	}
+}
+
+// receive reads one datagram. It is good until the next is read.
+func (s *socket) receive() ([]byte, error) {
+	if b := s.unread; b != nil {
+		s.unread = nil
+		return b, nil
+	}
+	if s.fd < 0 {
+		return nil, os.ErrClosed
+	}
+	for {
+		// With MSG_TRUNC the length is the datagram's, even if it did not fit.
+		n, _, err := unix.Recvfrom(s.fd, s.buffer, unix.MSG_TRUNC)
+		switch {
+		case err == unix.EINTR: //nolint:errorlint // an errno, never wrapped
+			continue
+		case err != nil:
+			return nil, os.NewSyscallError("recvfrom", err)
+		case n > len(s.buffer):
+			return nil, fmt.Errorf("an answer of %d bytes, more than the kernel puts into one", n)
+		}
+		return s.buffer[:n], nil
+	}
+}
 
 // Send sends one message.
 func (s *socket) Send(m netlink.Message) error {
@@ -59,15 +130,7 @@ func (s *socket) Send(m netlink.Message) error {
 	if err != nil {
 		return err
 	}
-	var errno error
-	err = s.raw.Write(func(fd uintptr) bool {
-		errno = unix.Sendto(int(fd), b, 0, toKernel)
-		return settled(errno)
-	})
-	if err != nil {
-		return err
-	}
-	return os.NewSyscallError("sendto", errno)
+	return s.send(b)
 }
 
 // SendMessages sends the messages one by one.
@@ -100,6 +163,7 @@ func (s *socket) ReceiveIter() iter.Seq2[netlink.Message, error] {
 			yield(netlink.Message{}, err)
 			return
 		}
+		b = append([]byte(nil), b...)
 		for len(b) > 0 {
 			m, rest, err := cut(b)
 			if !yield(m, err) || err != nil {
@@ -108,33 +172,6 @@ func (s *socket) ReceiveIter() iter.Seq2[netlink.Message, error] {
 			b = rest
 		}
 	}
-}
-
-func (s *socket) receive() ([]byte, error) {
-	var n int
-	var errno error
-	err := s.raw.Read(func(fd uintptr) bool {
-		// With MSG_TRUNC the length is the datagram's, even if it did not fit.
-		n, _, errno = unix.Recvfrom(int(fd), s.buffer, unix.MSG_TRUNC)
-		return settled(errno)
-	})
-	switch {
-	case err != nil:
-		return nil, err
-	case errno != nil:
-		return nil, os.NewSyscallError("recvfrom", errno)
-	case n > len(s.buffer):
-		return nil, fmt.Errorf("an answer of %d bytes, more than the kernel puts into one", n)
-	}
-	b := make([]byte, n)
-	copy(b, s.buffer)
-	return b, nil
-}
-
-// settled tells whether there is an outcome. Without one the runtime waits for
-// the descriptor to get ready and calls again.
-func settled(errno error) bool {
-	return !errors.Is(errno, unix.EAGAIN) && !errors.Is(errno, unix.EINTR)
 }
 
 // cut takes the first message off a datagram. Messages are padded to four

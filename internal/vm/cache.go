@@ -1,10 +1,12 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,7 +28,7 @@ func CacheDir() (string, error) {
 // as it is. Otherwise fill makes it, in a directory below work, which it names,
 // and it is renamed into place: the cache holds whole things only. Several
 // processes may ask for the same thing at once.
-func once(kind, name string, fill func(work string) (string, error)) (string, error) {
+func once(ctx context.Context, kind, name string, fill func(work string) (string, error)) (string, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return "", err
@@ -35,7 +37,7 @@ func once(kind, name string, fill func(work string) (string, error)) (string, er
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return "", err
 	}
-	unlock, err := lockFile(filepath.Join(root, name+".lock"))
+	unlock, err := lockFile(ctx, filepath.Join(root, name+".lock"))
 	if err != nil {
 		return "", err
 	}
@@ -57,14 +59,26 @@ func once(kind, name string, fill func(work string) (string, error)) (string, er
 	return dir, os.Rename(made, dir)
 }
 
-func lockFile(path string) (unlock func(), err error) {
+// lockFile waits for the lock until the context ends.
+func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock %s, which another process holds: %w", path, context.Cause(ctx))
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
-	return func() { f.Close() }, nil
 }

@@ -23,7 +23,7 @@ func TestAThingIsPutIntoTheCacheOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			dir, err := once("things", "one", fill)
+			dir, err := once(t.Context(), "things", "one", fill)
 			if err != nil {
 				t.Error(err)
 				return
@@ -44,7 +44,7 @@ func TestWhatCouldNotBeMadeIsNotInTheCache(t *testing.T) {
 	t.Setenv("HOLDFAST_CACHE", cache)
 	broken := errors.New("broken")
 	for range 2 {
-		_, err := once("things", "one", func(work string) (string, error) {
+		_, err := once(t.Context(), "things", "one", func(work string) (string, error) {
 			made := filepath.Join(work, "made")
 			return made, errors.Join(broken, os.Mkdir(made, 0o755))
 		})

@@ -53,7 +53,7 @@ func Fetch(ctx context.Context, name string, logf func(format string, args ...an
 	if i < 0 {
 		return nil, fmt.Errorf("no kernel %q: there are %s", name, strings.Join(Kernels(), ", "))
 	}
-	dir, err := once("kernels", name, func(work string) (string, error) {
+	dir, err := once(ctx, "kernels", name, func(work string) (string, error) {
 		return kernelSources[i].download(ctx, work, logf)
 	})
 	if err != nil {

@@ -65,7 +65,7 @@ func FetchPeer(ctx context.Context, line string, logf func(format string, args .
 	if i < 0 {
 		return nil, fmt.Errorf("no peer %q: there are %s", line, strings.Join(Peers(), ", "))
 	}
-	_, err := once(peersDir, line, func(work string) (string, error) {
+	_, err := once(ctx, peersDir, line, func(work string) (string, error) {
 		return peerSources[i].download(ctx, work, logf)
 	})
 	if err != nil {

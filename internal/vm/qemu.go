@@ -115,10 +115,11 @@ func crashReason(ctx context.Context, cfg Config, t *wire.Transcript, console []
 	switch panicked := panicLine(console); {
 	case panicked != "":
 		return panicked
-	case lineErr != nil:
-		return lineErr.Error()
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return fmt.Sprintf("not done after %s, killed", cfg.Timeout)
+	case lineErr != nil && errors.Is(context.Cause(ctx), lineErr):
+		// Not where the machine was stopped in the middle of a frame.
+		return lineErr.Error()
 	case ctx.Err() != nil:
 		return fmt.Sprintf("stopped: %v", context.Cause(ctx))
 	case waitErr != nil:

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { kerneltest.Main(m, nil) }
+// The main goroutine keeps the process's first thread, until it says otherwise.
+func init() { runtime.LockOSThread() }
+
+func TestMain(m *testing.M) {
+	kerneltest.Main(m, kerneltest.Commands{"in host mounts": inHostMounts, "on the first thread": onTheFirstThread})
+}
 
 // mount has Mount mount a bpffs for the test's time.
 func mount(t *testing.T, dir string) *bpffs.Root {
@@ -224,5 +230,107 @@ func TestWhereTheCallerIsInProcess1sMountsACallIsMadeAsItIs(t *testing.T) {
 		return want
 	}); !errors.Is(err, want) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// inHostMounts is the command: without the capabilities it is told, it says
+// whether a call was made.
+func inHostMounts(args []string) int {
+	var caps []int
+	for _, arg := range args {
+		c, err := strconv.Atoi(arg)
+		if err != nil {
+			return failed(err)
+		}
+		caps = append(caps, c)
+	}
+	if err := kerneltest.Drop(caps...); err != nil {
+		return failed(err)
+	}
+	called := false
+	err := bpffs.InHostMounts(func() error { called = true; return nil })
+	switch {
+	case err == nil && called:
+		fmt.Print("called")
+	case errors.Is(err, bpffs.ErrElsewhere) && !called:
+		fmt.Print("elsewhere")
+	default:
+		return failed(fmt.Errorf("called: %t, error: %w", called, err))
+	}
+	return 0
+}
+
+func failed(err error) int {
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+func TestACallIsMadeInProcess1sMountsOrNotAtAll(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		without []int
+		// Where the caller is in process 1's mounts, and where it is not.
+		same, other string
+	}{
+		{"with all capabilities", nil, "called", "called"},
+		{"without CAP_SYS_PTRACE", []int{unix.CAP_SYS_PTRACE}, "called", "elsewhere"},
+		{"without CAP_SYS_ADMIN", []int{unix.CAP_SYS_ADMIN}, "called", "elsewhere"},
+		{"without CAP_SYS_CHROOT", []int{unix.CAP_SYS_CHROOT}, "called", "elsewhere"},
+		{"without any of them", []int{unix.CAP_SYS_PTRACE, unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT}, "called", "elsewhere"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for flags, want := range map[uintptr]string{0: c.same, unix.CLONE_NEWNS: c.other} {
+				var args []string
+				for _, capability := range c.without {
+					args = append(args, strconv.Itoa(capability))
+				}
+				cmd := kerneltest.Command("in host mounts", args...)
+				cmd.SysProcAttr.Unshareflags = flags
+				if out, err := cmd.CombinedOutput(); err != nil || string(out) != want {
+					t.Errorf("in other mounts: %t: %q (%v), want %q", flags != 0, out, err, want)
+				}
+			}
+		})
+	}
+}
+
+// onTheFirstThread is the command: it makes calls of which each begins on the
+// process's first thread, and says where the process is afterwards.
+func onTheFirstThread([]string) int {
+	// A goroutine that is waited for runs where the waiting one ran.
+	runtime.GOMAXPROCS(1)
+	runtime.UnlockOSThread()
+	for range 100 {
+		err := bpffs.InHostMounts(func() error {
+			if unix.Gettid() == unix.Getpid() {
+				return errors.New("the first thread was moved")
+			}
+			return nil
+		})
+		if err != nil {
+			return failed(err)
+		}
+	}
+	mounts, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return failed(err)
+	}
+	fmt.Print(mounts)
+	return 0
+}
+
+func TestTheProcessStaysInItsOwnMounts(t *testing.T) {
+	cmd := kerneltest.Command("on the first thread")
+	cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	host, err := os.Readlink("/proc/1/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(out) == host {
+		t.Errorf("the process is in %s, as process 1", out)
 	}
 }

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -41,8 +39,8 @@ func TestAnOwnedHookIsNobodyElsesUntilItIsDetached(t *testing.T) {
 	object := kerneltest.ObjectFile(t, "pass")
 	m.holdfast("attach", m.NearName, object).fails(4, rival...)
 	m.holdfast("attach", m.NearName, object, "--name", "other", "-o", "json").fails(4, rival...)
-	m.holdfast("attach", m.NearName, object, "--shared").fails(4, rival...)
-	m.holdfast("attach", m.NearName, object, "--shared", "--expect", itoa(at.Program.ID)).fails(4, rival...)
+	m.holdfast("attach", m.NearName, object, "--shared", "--single").fails(4, rival...)
+	m.holdfast("attach", m.NearName, object, "--shared", "--single", "--expect", itoa(at.Program.ID)).fails(4, rival...)
 	m.holdfast("attach", m.NearName, object, "--mode", "generic").fails(4, rival[:4]...)
 	m.holdfast("attach", m.NearName, object, "--while-pid", itoa(os.Getpid())).fails(4, rival[:7]...)
 	m.holdfast("run", m.NearName, object, "--", self, "child", "exit", "0").fails(4, rival[:7]...)
@@ -115,16 +113,16 @@ func TestReplaceKeepsTheLinkAndChecksTheExpectation(t *testing.T) {
 func TestASharedHookIsComparedAndSwapped(t *testing.T) {
 	m := newMachine(t)
 	object := kerneltest.ObjectFile(t, "pass")
-	first := m.attach("pass", "--shared", "--name", "first", "--expect", "empty")
+	first := m.attach("pass", "--shared", "--single", "--name", "first", "--expect", "empty")
 	m.holds(first.Program.ID)
 	if first.Held != xdp.HeldByNetlink || first.LinkID != 0 || first.Lifetime != arbiter.Permanent {
 		t.Errorf("attached %+v", first)
 	}
 	rival := fmt.Sprintf(`program %d "xdp_pass"`, first.Program.ID)
-	m.holdfast("attach", m.NearName, object, "--shared").fails(4, rival, "by netlink", `"first"`)
+	m.holdfast("attach", m.NearName, object, "--shared", "--single").fails(4, rival, "by netlink", `"first"`)
 	// It is the administrator's own, so attaching over it is a slip.
 	for _, expect := range []string{"empty", "any", "4000000000", itoa(first.Program.ID)} {
-		m.holdfast("attach", m.NearName, object, "--shared", "--expect", expect).fails(4, rival, `"first"`, "replace it")
+		m.holdfast("attach", m.NearName, object, "--shared", "--single", "--expect", expect).fails(4, rival, `"first"`, "replace it")
 	}
 	m.holdfast("attach", m.NearName, object).fails(4, rival, "detach it first")
 	m.holdfast("run", m.NearName, object, "--", self, "child", "exit", "0").fails(4, rival, "detach it first")
@@ -136,15 +134,15 @@ func TestASharedHookIsComparedAndSwapped(t *testing.T) {
 	if err := m.Near.Conn.SetXDP(m.NearIndex, theirs.FD(), 0); err != nil {
 		t.Fatal(err)
 	}
-	m.holdfast("attach", m.NearName, object, "--shared", "--expect", "empty").fails(4, `"theirs"`, "expected an empty hook")
-	m.holdfast("attach", m.NearName, object, "--shared", "--expect", itoa(first.Program.ID)).fails(4, `"theirs"`, "expected program "+itoa(first.Program.ID))
+	m.holdfast("attach", m.NearName, object, "--shared", "--single", "--expect", "empty").fails(4, `"theirs"`, "expected an empty hook")
+	m.holdfast("attach", m.NearName, object, "--shared", "--single", "--expect", itoa(first.Program.ID)).fails(4, `"theirs"`, "expected program "+itoa(first.Program.ID))
 	m.holds(id)
-	second := m.attach("drop", "--shared", "--expect", itoa(id))
+	second := m.attach("drop", "--shared", "--single", "--expect", itoa(id))
 	m.holds(second.Program.ID)
 	if err := m.Near.Conn.SetXDP(m.NearIndex, theirs.FD(), 0); err != nil {
 		t.Fatal(err)
 	}
-	third := m.attach("drop", "--shared", "--expect", "any")
+	third := m.attach("drop", "--shared", "--single", "--expect", "any")
 	m.holds(third.Program.ID)
 	m.holdfast("replace", m.NearName, object, "--expect", itoa(second.Program.ID)).fails(4, "expected program "+itoa(second.Program.ID))
 	m.holds(third.Program.ID)
@@ -156,7 +154,7 @@ func TestASharedHookIsComparedAndSwapped(t *testing.T) {
 	}
 	m.holdfast("detach", m.NearName).succeeds()
 	m.holds(0)
-	m.holdfast("attach", m.NearName, object, "--shared", "--expect", itoa(third.Program.ID)).fails(4, "nothing is attached")
+	m.holdfast("attach", m.NearName, object, "--shared", "--single", "--expect", itoa(third.Program.ID)).fails(4, "nothing is attached")
 	m.holds(0)
 }
 
@@ -167,13 +165,13 @@ func TestWhatSomebodyElseAttachedIsTakenOffOnlyOnPurpose(t *testing.T) {
 	id := kerneltest.ProgramID(t, theirs)
 	rival := fmt.Sprintf(`program %d "theirs"`, id)
 	// By netlink, over what Holdfast had attached shared.
-	m.attach("pass", "--shared")
+	m.attach("pass", "--shared", "--single")
 	if err := m.Near.Conn.SetXDP(m.NearIndex, theirs.FD(), 0); err != nil {
 		t.Fatal(err)
 	}
 	m.holdfast("attach", m.NearName, object).fails(4, rival, "by netlink", "detach it first")
-	m.holdfast("replace", m.NearName, object).fails(4, rival, "Holdfast did not attach what is there")
-	m.holdfast("detach", m.NearName).fails(4, rival, "Holdfast did not attach what is there", "--foreign with --expect")
+	m.holdfast("replace", m.NearName, object).fails(4, rival, "no permanent attachment of Holdfast's")
+	m.holdfast("detach", m.NearName).fails(4, rival, "no permanent attachment of Holdfast's", "--foreign with --expect")
 	m.holdfast("detach", m.NearName, "--expect", itoa(id)).fails(4, rival, "--foreign")
 	m.holdfast("detach", m.NearName, "--foreign", "--expect", "4000000000").fails(4, rival, "expected program 4000000000")
 	m.holds(id)
@@ -402,8 +400,12 @@ func TestModesAreKeptApart(t *testing.T) {
 	if m.generic() != at.Program.ID {
 		t.Error("it was detached")
 	}
-	if again := decode[arbiter.Status](m.holdfast("replace", m.NearName, object, "-o", "json"), "attachment"); again.Mode != xdp.Generic {
+	r := m.holdfast("replace", m.NearName, object, "-o", "json")
+	if again := decode[arbiter.Status](r, "attachment"); again.Mode != xdp.Generic {
 		t.Errorf("replaced it in mode %s", again.Mode)
+	}
+	if strings.Contains(r.err, "no native mode") {
+		t.Errorf("%s\nof a driver that has it", r)
 	}
 	m.holdfast("detach", m.NearName, "--mode", "generic").succeeds()
 	if m.generic() != 0 {
@@ -546,12 +548,7 @@ func TestAStrangerGetsASentenceThatSaysWhatIsMissing(t *testing.T) {
 	if err := os.WriteFile(secret, readable, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	stranger := func(args ...string) *exec.Cmd {
-		cmd := m.command(args...)
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
-		return cmd
-	}
-	run := func(args ...string) result { return m.finish(m.Near, stranger(args...)) }
+	run := func(args ...string) result { return m.finish(m.Near, m.asStranger(args...)) }
 	at := m.attach("pass")
 
 	run("attach", m.NearName, object).fails(5, "not permitted", "root or with CAP_BPF and CAP_NET_ADMIN")

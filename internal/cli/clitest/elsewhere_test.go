@@ -45,7 +45,7 @@ func TestObjectsWrittenElsewhereAreAttachedReplacedAndDetached(t *testing.T) {
 			m.holdfast("detach", m.NearName, "--expect", itoa(again.Program.ID)).succeeds()
 			m.holds(0)
 
-			shared := decode[arbiter.Status](m.holdfast("attach", m.NearName, path, "--shared", "-o", "json"), "attachment")
+			shared := decode[arbiter.Status](m.holdfast("attach", m.NearName, path, "--shared", "--single", "-o", "json"), "attachment")
 			m.holds(shared.Program.ID)
 			m.holdfast("detach", m.NearName).succeeds()
 			m.holds(0)

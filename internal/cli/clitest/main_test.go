@@ -56,10 +56,33 @@ func child(verb string, args []string) int {
 		fmt.Println(os.Getpid())
 		fmt.Println(<-signals)
 		return 3
+	case "ignoring":
+		// What nohup does, and a shell to a job in the background.
+		signal.Ignore(unix.SIGHUP, unix.SIGINT)
+		fmt.Fprintln(os.Stderr, unix.Exec(self, append([]string{self}, args...), os.Environ()))
+		return 1
+	case "tell ignored":
+		fmt.Println(signal.Ignored(unix.SIGHUP), signal.Ignored(unix.SIGINT), signal.Ignored(unix.SIGTERM))
+		return waitForInput()
 	case "copy":
 		io.Copy(os.Stdout, os.Stdin)
 		fmt.Fprintln(os.Stderr, strings.Join(args, "|"))
 		return 0
+	case "container":
+		return container(args)
+	case "job":
+		// What a shell does with a command line: a process group of its own,
+		// in the foreground of the terminal.
+		job := exec.Command(self, args...)
+		job.Stdin, job.Stdout, job.Stderr = os.Stdin, os.Stdout, os.Stderr
+		job.SysProcAttr = &syscall.SysProcAttr{Foreground: true, Ctty: 3, Pdeathsig: syscall.SIGKILL}
+		if err := job.Start(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		fmt.Println(job.Process.Pid)
+		job.Wait()
+		return job.ProcessState.ExitCode()
 	case "leave one behind":
 		// It has the test's pipe and so ends with the test at the latest.
 		behind := exec.Command(self, "child", "until killed")
@@ -80,29 +103,38 @@ func waitForInput() int {
 	return 0
 }
 
-// machine is an interface with a peer, and a state directory, both of the test
-// alone.
+// machine is an interface with a peer, a state directory, and a bpffs for the
+// pins of shared hooks, all of the test alone.
 type machine struct {
 	*kerneltest.Veth
-	t     testing.TB
-	state string
+	t           testing.TB
+	state, pins string
 }
 
 func newMachine(t testing.TB) *machine {
 	t.Helper()
 	kerneltest.NoLeaks(t)
-	return &machine{kerneltest.NewVeth(t), t, kerneltest.BPFFS(t)}
+	return &machine{kerneltest.NewVeth(t), t, kerneltest.BPFFS(t), kerneltest.BPFFS(t)}
 }
 
 // with is the machine for a subtest.
-func (m *machine) with(t testing.TB) *machine { return &machine{m.Veth, t, m.state} }
+func (m *machine) with(t testing.TB) *machine { return &machine{m.Veth, t, m.state, m.pins} }
 
 // command is the command in a process in the namespace of Near.
 func (m *machine) command(args ...string) *exec.Cmd {
 	cmd := kerneltest.Command("holdfast", args...)
-	cmd.Env = append(cmd.Env, "HOLDFAST_BPFFS="+m.state, "TZ=UTC")
+	cmd.Env = append(cmd.Env, "HOLDFAST_BPFFS="+m.state, "LIBXDP_BPFFS="+m.pins, "TZ=UTC")
+	// Not of the terminal that the tests may be started from.
+	cmd.SysProcAttr.Setsid = true
 	// Who keeps the output open after the command's end is a bug.
 	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// asStranger is the command by a user without capabilities.
+func (m *machine) asStranger(args ...string) *exec.Cmd {
+	cmd := m.command(args...)
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
 	return cmd
 }
 
@@ -122,9 +154,15 @@ func (m *machine) holdfast(args ...string) result {
 // finish runs the command in the namespace to its end.
 func (m *machine) finish(ns *kerneltest.NetNS, cmd *exec.Cmd) result {
 	m.t.Helper()
+	return m.collect(func() error { return ns.Do(cmd.Run) }, cmd)
+}
+
+// collect runs the command, which run starts, to its end.
+func (m *machine) collect(run func() error, cmd *exec.Cmd) result {
+	m.t.Helper()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	err := ns.Do(cmd.Run)
+	err := run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		m.t.Fatalf("%v: %v", cmd.Args[1:], err)
@@ -310,12 +348,20 @@ func (p *process) code() int {
 
 // ended tells whether no process has the pid any more, or it is a zombie.
 func ended(pid int) bool {
+	state := processState(pid)
+	return state == "" || state == "Z" || state == "X"
+}
+
+// processState is the letter for the state of a process, empty where there is
+// none.
+func processState(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return true
+		return ""
 	}
 	_, after, _ := strings.Cut(string(b), ") ")
-	return strings.HasPrefix(after, "Z") || strings.HasPrefix(after, "X")
+	state, _, _ := strings.Cut(after, " ")
+	return state
 }
 
 func itoa[T int | uint32](n T) string { return strconv.FormatInt(int64(n), 10) }

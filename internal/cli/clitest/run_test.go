@@ -3,10 +3,12 @@ package clitest
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -77,6 +79,25 @@ func TestRunPassesSignalsOn(t *testing.T) {
 	}
 }
 
+func TestWhatHoldfastIsToIgnoreItsCommandIgnores(t *testing.T) {
+	m := newMachine(t)
+	p := m.start(m.command(append([]string{"child", "ignoring"}, m.run("tell ignored")...)...))
+	if got := p.line(); got != "true true false" {
+		t.Errorf("the command ignores SIGHUP, SIGINT, SIGTERM: %s", got)
+	}
+	for _, pid := range []int{p.cmd.Process.Pid, p.pid()} {
+		for _, s := range []unix.Signal{unix.SIGHUP, unix.SIGINT} {
+			if err := unix.Kill(pid, s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	p.input.Close()
+	if code := p.code(); code != 0 {
+		t.Errorf("exit code %d: %s", code, p.errOut)
+	}
+}
+
 func TestWhateverIsKilledTheProgramIsGone(t *testing.T) {
 	t.Run("holdfast", func(t *testing.T) {
 		m := newMachine(t)
@@ -135,7 +156,7 @@ func TestARunningCommandIsARivalWithPidAndName(t *testing.T) {
 	rival := []string{fmt.Sprintf("program %d", id), "link ", fmt.Sprintf("process %d (exe)", pid), "whoever holds the link must let go first"}
 	m.holdfast("attach", m.NearName, object).fails(4, rival[:3]...)
 	m.holdfast("run", m.NearName, object, "--", self, "child", "exit", "0").fails(4, rival...)
-	m.holdfast("detach", m.NearName).fails(4, rival[2], "Holdfast did not attach what is there")
+	m.holdfast("detach", m.NearName).fails(4, rival[2], "no permanent attachment of Holdfast's")
 	m.holds(id)
 
 	found := m.status(m.NearName)
@@ -150,9 +171,45 @@ func TestARunningCommandIsARivalWithPidAndName(t *testing.T) {
 	m.holdfast("detach", m.NearName, "--foreign", "--expect", itoa(id)).succeeds()
 	m.holds(0)
 	p.input.Close()
-	if code := p.code(); code != 0 {
+	if code := p.code(); code != 3 || !strings.Contains(p.errOut.String(), "somebody detached it by force") {
 		t.Errorf("after somebody took the program away run ended with %d: %s", code, p.errOut)
 	}
+}
+
+func TestRunStopsWithItsCommandAndGoesOnWithIt(t *testing.T) {
+	m := newMachine(t)
+	control, terminal := openTerminal(t)
+	cmd := m.command(append([]string{"child", "job"}, m.run("until killed")...)...)
+	cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, 3
+	cmd.ExtraFiles = []*os.File{terminal}
+	p := m.start(cmd)
+	holdfast, child := p.pid(), p.pid()
+	both := func(stopped bool) {
+		t.Helper()
+		if !kerneltest.Eventually(func() bool {
+			return (processState(holdfast) == "T") == stopped && (processState(child) == "T") == stopped
+		}) {
+			t.Fatalf("holdfast is %s and its command %s, want both stopped: %t", processState(holdfast), processState(child), stopped)
+		}
+	}
+	for range 2 {
+		if _, err := control.Write([]byte{26}); err != nil { // Ctrl-Z
+			t.Fatal(err)
+		}
+		both(true)
+		if m.native() == 0 {
+			t.Error("it stopped, and nothing is attached")
+		}
+		if err := unix.Kill(-holdfast, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		both(false)
+	}
+	p.input.Close()
+	if code := p.code(); code != 0 {
+		t.Errorf("exit code %d: %s", code, p.errOut)
+	}
+	m.holds(0)
 }
 
 func TestWhilePIDHoldsAsLongAsTheProcessLives(t *testing.T) {
@@ -179,6 +236,30 @@ func (m *machine) holder(comm string) int {
 		m.t.Fatalf("status is %+v, want one holder", found)
 	}
 	return found[0].Holders[0].PID
+}
+
+func TestTheHolderKeepsNothingOfItsCallerOpen(t *testing.T) {
+	m := newMachine(t)
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	defer in.Close()
+	cmd := m.command("attach", m.NearName, kerneltest.ObjectFile(t, "pass"), "--while-pid", itoa(os.Getpid()))
+	cmd.ExtraFiles = []*os.File{in, in, in, in, in, in, in, in} // among them those that the holder has its own at
+	m.finish(m.Near, cmd).succeeds()
+	in.Close()
+	if err := out.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the pipe is still open: %v", err)
+	}
+	if err := unix.Kill(m.holder("holdfast"), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	m.empties()
 }
 
 func TestWhilePIDEndsWithItsHolder(t *testing.T) {

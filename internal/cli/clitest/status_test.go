@@ -25,7 +25,7 @@ func TestStatusShowsEveryKindOfAttachment(t *testing.T) {
 	}
 	object := kerneltest.ObjectFile(t, "pass")
 	m.attach("filter", "--name", "mine")
-	m.holdfast("attach", "shared0", object, "--shared", "--name", "ours", "--mode", "generic").succeeds()
+	m.holdfast("attach", "shared0", object, "--shared", "--single", "--name", "ours", "--mode", "generic").succeeds()
 	theirs := kerneltest.Pass(t, "theirs", nil)
 	if err := m.Near.Conn.SetXDP(1002, theirs.FD(), 0); err != nil {
 		t.Fatal(err)
@@ -88,8 +88,9 @@ func TestStatusFindsAllNamespaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	inhabitant := m.command("child", "until killed")
-	m2 := &machine{&kerneltest.Veth{Near: other, NearName: "other0"}, t, m.state}
+	m2 := &machine{&kerneltest.Veth{Near: other, NearName: "other0"}, t, m.state, m.pins}
 	pid := m2.start(inhabitant).pid()
+	m.Far.Name(t, itoa(pid)) // a name that is another namespace's pid
 	object := kerneltest.ObjectFile(t, "pass")
 	first := m.attach("filter", "--name", "first")
 	second := decode[arbiter.Status](m2.holdfast("attach", "other0", object, "--name", "second", "-o", "json"), "attachment")
@@ -109,8 +110,8 @@ func TestStatusFindsAllNamespaces(t *testing.T) {
 				t.Errorf("the first is %+v", s)
 			}
 		case "second":
-			if !strings.Contains(s.Namespace, itoa(pid)) || s.Interface != "other0" || s.LinkID != second.LinkID || s.Lifetime != arbiter.Permanent {
-				t.Errorf("the second is %+v, want a namespace of process %d", s, pid)
+			if s.Namespace != "/proc/"+itoa(pid)+"/ns/net" || s.Interface != "other0" || s.LinkID != second.LinkID || s.Lifetime != arbiter.Permanent {
+				t.Errorf("the second is %+v, want the namespace of process %d", s, pid)
 			}
 		default:
 			t.Errorf("status shows %+v", s)
@@ -184,18 +185,55 @@ func TestGCLeavesWhatIsAttached(t *testing.T) {
 	m.holds(at.Program.ID)
 }
 
+// takeAway detaches the link by force, as another root can.
+func (m *machine) takeAway(link uint32) {
+	m.t.Helper()
+	fd, err := kernel.LinkByID(link)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer fd.Close()
+	if err := kernel.LinkDetach(fd); err != nil {
+		m.t.Fatal(err)
+	}
+	m.holds(0)
+}
+
+func TestWhoseAttachmentHasEndedIsToldSoOnce(t *testing.T) {
+	m := newMachine(t)
+	object := kerneltest.ObjectFile(t, "pass")
+	says := []string{"gone", `"guard", by uid 0`, "somebody detached the link by force"}
+	m.takeAway(m.attach("pass", "--name", "guard").LinkID)
+	m.holdfast("replace", m.NearName, object).fails(3, append(says, "attach anew")...)
+	m.holdfast("replace", m.NearName, object).fails(7, "not attached")
+	m.takeAway(m.attach("pass", "--name", "guard").LinkID)
+	m.holdfast("detach", m.NearName).fails(3, append(says, "nothing left to detach")...)
+	m.holdfast("detach", m.NearName).fails(7, "not attached")
+
+	m.attach("pass", "--name", "guard", "--shared")
+	if err := m.Near.Conn.SetXDP(m.NearIndex, -1, 0); err != nil {
+		t.Fatal(err)
+	}
+	m.holdfast("detach", m.NearName).fails(3, "gone", `"guard"`, "no longer attached")
+}
+
+func TestADefunctLinkOfOthersIsShownWithWhoKeepsIt(t *testing.T) {
+	m := newMachine(t)
+	p := m.start(m.command(m.run("until killed")...))
+	p.pid()
+	link := m.status()[0].LinkID
+	m.takeAway(link)
+	found := m.status()
+	if len(found) != 1 || found[0].Lifetime != arbiter.Defunct || found[0].LinkID != link || found[0].Entry != "" ||
+		len(found[0].Holders) != 1 || found[0].Holders[0].PID != p.cmd.Process.Pid {
+		t.Errorf("status is %+v, want the defunct link %d", found, link)
+	}
+}
+
 func TestAnAttachmentThatAnotherRootTookAwayIsDefunct(t *testing.T) {
 	m := newMachine(t)
 	at := m.attach("pass")
-	link, err := kernel.LinkByID(at.LinkID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer link.Close()
-	if err := kernel.LinkDetach(link); err != nil {
-		t.Fatal(err)
-	}
-	m.holds(0)
+	m.takeAway(at.LinkID)
 	if found := m.status(); len(found) != 1 || found[0].Lifetime != arbiter.Defunct {
 		t.Errorf("status is %+v, want a defunct link", found)
 	}

@@ -75,7 +75,7 @@ func (r request) commandLine() []string {
 		args = append(args, "--name", r.Name)
 	}
 	if r.Shared && r.Verb == "attach" {
-		args = append(args, "--shared")
+		args = append(args, "--shared", "--single")
 	}
 	if r.Foreign {
 		args = append(args, "--foreign")

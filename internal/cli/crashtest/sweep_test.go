@@ -92,6 +92,8 @@ func TestTheArbiterCanBeKilledAnywhere(t *testing.T) {
 func TestTheCommandCanBeKilledAnywhere(t *testing.T) { sweepAll(t, byCommand, operations) }
 
 func sweepAll(t *testing.T, f floor, operations []operation) {
+	// Each run attaches and detaches a few times.
+	kerneltest.FillDispatcher(t)
 	for _, op := range operations {
 		op.request.Floor = f
 		t.Run(op.name, func(t *testing.T) {

@@ -1,0 +1,4 @@
+// Command nothing does nothing: what it takes, every command in Go takes.
+package main
+
+func main() {}
