@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
+	"github.com/holdfast-bpf/holdfast/internal/cli"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -131,7 +132,8 @@ var commands = kerneltest.Commands{
 	// bpffs, namespace, interface, number of the contender
 	"contend": func(args []string) int { return command(args, contend) },
 	// bpffs, namespace, interface, priority
-	"add": func(args []string) int { return command(args, add) },
+	"add":      func(args []string) int { return command(args, add) },
+	"holdfast": func([]string) int { return cli.Main(cli.SystemEnv()) },
 }
 
 // command opens what a command works on and runs it with the number that is its
