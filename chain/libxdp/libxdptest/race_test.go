@@ -72,8 +72,8 @@ func fail(err error) int {
 // remove at once as well.
 func TestOfEightThatAttachFirstAllSucceed(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	kerneltest.FillDispatcher(t)
 	type contender struct {
 		gate    io.Writer
