@@ -125,12 +125,12 @@ func Place(members []Member, name, before, after string) (uint32, error) {
 		if n.name == "" {
 			continue
 		}
-		at, sentinel := find(members, n.name)
-		switch sentinel {
-		case ErrNoMember:
-			return fail(sentinel, fmt.Sprintf("%q is not in the chain", n.name), "name one of "+names(members))
-		case ErrAmbiguous:
-			return fail(sentinel, fmt.Sprintf("%q is there more than once", n.name), "give a priority instead: "+names(members))
+		at, err := find(members, n.name)
+		switch {
+		case errors.Is(err, ErrNoMember):
+			return fail(err, fmt.Sprintf("%q is not in the chain", n.name), "name one of "+names(members))
+		case errors.Is(err, ErrAmbiguous):
+			return fail(err, fmt.Sprintf("%q is there more than once", n.name), "give a priority instead: "+names(members))
 		}
 		*n.at = at
 	}
