@@ -205,3 +205,15 @@ func TestTheGoCodeInTheDocumentsIsPartOfAnExample(t *testing.T) {
 		t.Error("the documents have no Go code, which has to be wrong")
 	}
 }
+
+// What libxdp.md says about who does what is what the tests expect.
+func TestTheTableOfInteroperabilityIsTheOneThatIsTested(t *testing.T) {
+	table, err := os.ReadFile(filepath.Join(root, "chain/libxdp/peertest/testdata/interoperability.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := documents(t)["libxdp.md"]
+	if !strings.Contains(text, "\n\n"+string(table)+"\n") {
+		t.Errorf("libxdp.md does not have this table:\n%s", table)
+	}
+}

@@ -193,7 +193,7 @@ func findMirrors(all []source, codename string) (mirrors, error) {
 		}
 	}
 	if len(m.main.uris) == 0 {
-		return m, fmt.Errorf("apt's sources name no Debian mirror for %q: the test kernels come from Debian's packages, so add a Debian mirror to the machine's apt sources", codename)
+		return m, fmt.Errorf("apt's sources name no Debian mirror for %q: what the tests run comes from Debian's packages, so add a Debian mirror to the machine's apt sources", codename)
 	}
 	return m, nil
 }
@@ -220,7 +220,26 @@ type apt struct {
 	config string
 }
 
-func newApt(dir string, stanzas []string) (*apt, error) {
+// newApt makes an apt in dir for the packages of a suite at the machine's
+// mirror, and of one at its security mirror if security is not empty and the
+// machine has one.
+func newApt(dir, suite, security string) (*apt, error) {
+	codename, err := debianCodename("/etc/os-release")
+	if err != nil {
+		return nil, err
+	}
+	all, err := machineSources("/etc/apt")
+	if err != nil {
+		return nil, err
+	}
+	m, err := findMirrors(all, codename)
+	if err != nil {
+		return nil, err
+	}
+	stanzas := []string{m.main.stanza(suite)}
+	if security != "" && len(m.security.uris) > 0 {
+		stanzas = append(stanzas, m.security.stanza(security))
+	}
 	for _, d := range []string{"lists/partial", "cache/archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, err
@@ -231,7 +250,7 @@ Dir::State "DIR";
 Dir::State::Lists "DIR/lists";
 Dir::State::status "DIR/status";
 Dir::Cache "DIR/cache";
-Dir::Etc::SourceList "DIR/kernels.sources";
+Dir::Etc::SourceList "DIR/suites.sources";
 Dir::Etc::SourceParts "/dev/null";
 Dir::Etc::Preferences "/dev/null";
 Dir::Etc::PreferencesParts "/dev/null";
@@ -245,9 +264,9 @@ APT::Get::List-Cleanup "false";
 `)
 	a := &apt{dir: dir, config: filepath.Join(dir, "apt.conf")}
 	for name, text := range map[string]string{
-		"apt.conf":        config,
-		"status":          "",
-		"kernels.sources": strings.Join(stanzas, "\n"),
+		"apt.conf":       config,
+		"status":         "",
+		"suites.sources": strings.Join(stanzas, "\n"),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return nil, err
@@ -267,6 +286,30 @@ func (a *apt) run(ctx context.Context, tool string, args ...string) (string, err
 		return "", fmt.Errorf("%s %s: %w\n%s", tool, strings.Join(args, " "), err, bytes.TrimSpace(all.Bytes()))
 	}
 	return out.String(), nil
+}
+
+// unpack downloads packages and lays their files below root. It installs
+// nothing.
+func (a *apt) unpack(ctx context.Context, root string, packages ...string) error {
+	dir, err := os.MkdirTemp(a.dir, "debs-")
+	if err != nil {
+		return err
+	}
+	download := *a
+	download.dir = dir
+	if _, err := download.run(ctx, "apt-get", append([]string{"download"}, packages...)...); err != nil {
+		return err
+	}
+	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil {
+		return err
+	}
+	for _, deb := range debs {
+		if out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", deb, root).CombinedOutput(); err != nil {
+			return fmt.Errorf("dpkg-deb -x %s: %w\n%s", deb, err, out)
+		}
+	}
+	return nil
 }
 
 type tee struct{ a, b *bytes.Buffer }
@@ -320,4 +363,19 @@ func dependNames(depends string) []string {
 		}
 	}
 	return names
+}
+
+func debianCodename(osRelease string) (string, error) {
+	f, err := os.Open(osRelease)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if value, ok := strings.CutPrefix(lines.Text(), "VERSION_CODENAME="); ok {
+			return strings.Trim(value, `"`), nil
+		}
+	}
+	return "", lines.Err()
 }

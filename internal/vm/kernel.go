@@ -1,19 +1,13 @@
 package vm
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // kernelSource says where Debian keeps one kernel of the test matrix.
@@ -50,19 +44,6 @@ type Image struct {
 	Modules string // directory of its modules
 }
 
-// CacheDir is where kernels are kept between runs: $HOLDFAST_CACHE, else
-// holdfast in the user's cache directory.
-func CacheDir() (string, error) {
-	if dir := os.Getenv("HOLDFAST_CACHE"); dir != "" {
-		return filepath.Abs(dir)
-	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("no place to keep kernels: %w; set HOLDFAST_CACHE", err)
-	}
-	return filepath.Join(dir, "holdfast"), nil
-}
-
 // Fetch returns the kernel of a matrix entry. What is in the cache is used
 // as it is; to get a newer build of it, remove the entry's directory from
 // CacheDir. Otherwise the packages are downloaded and unpacked, not
@@ -72,44 +53,16 @@ func Fetch(ctx context.Context, name string, logf func(format string, args ...an
 	if i < 0 {
 		return nil, fmt.Errorf("no kernel %q: there are %s", name, strings.Join(Kernels(), ", "))
 	}
-	cache, err := CacheDir()
+	dir, err := once(ctx, "kernels", name, func(work string) (string, error) {
+		return kernelSources[i].download(ctx, work, logf)
+	})
 	if err != nil {
-		return nil, err
-	}
-	root := filepath.Join(cache, "kernels")
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		return nil, err
-	}
-	unlock, err := lockFile(ctx, filepath.Join(root, name+".lock"))
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-
-	dir := filepath.Join(root, name)
-	image, err := openImage(name, dir)
-	if !errors.Is(err, os.ErrNotExist) {
-		return image, err
-	}
-	work, err := os.MkdirTemp(root, "."+name+"-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(work)
-	if err := kernelSources[i].download(ctx, work, logf); err != nil {
 		return nil, fmt.Errorf("kernel %s: %w", name, err)
-	}
-	// Aside, then renamed: the cache holds whole kernels only.
-	if err := os.Rename(filepath.Join(work, "kernel"), dir); err != nil {
-		return nil, err
 	}
 	return openImage(name, dir)
 }
 
 func openImage(name, dir string) (*Image, error) {
-	if _, err := os.Stat(dir); err != nil {
-		return nil, err
-	}
 	vmlinuz := filepath.Join(dir, "vmlinuz")
 	found, err := filepath.Glob(filepath.Join(dir, "modules", "*"))
 	if err != nil {
@@ -121,98 +74,27 @@ func openImage(name, dir string) (*Image, error) {
 	return &Image{Name: name, Release: filepath.Base(found[0]), Vmlinuz: vmlinuz, Modules: found[0]}, nil
 }
 
-// lockFile waits for the lock until the context ends.
-func lockFile(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("lock %s, which another process holds: %w", path, context.Cause(ctx))
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-}
-
-// download leaves vmlinuz and modules/RELEASE in dir/kernel.
-func (k kernelSource) download(ctx context.Context, dir string, logf func(string, ...any)) error {
-	stanzas, err := k.stanzas()
-	if err != nil {
-		return err
-	}
-	apt, err := newApt(dir, stanzas)
-	if err != nil {
-		return err
-	}
-	logf("kernel %s: reading the package lists of %s", k.name, k.suite)
-	if _, err := apt.run(ctx, "apt-get", "update"); err != nil {
-		return err
-	}
-	packages, version, err := k.packages(ctx, apt)
-	if err != nil {
-		return err
-	}
-	logf("kernel %s: downloading %s, version %s (unpacked below the cache directory, not installed)", k.name, strings.Join(packages, " "), version)
-	if _, err := apt.run(ctx, "apt-get", append([]string{"download"}, packages...)...); err != nil {
-		return err
-	}
-	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
-	if err != nil {
-		return err
-	}
-	root := filepath.Join(dir, "root")
-	for _, deb := range debs {
-		if out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", deb, root).CombinedOutput(); err != nil {
-			return fmt.Errorf("dpkg-deb -x %s: %w\n%s", deb, err, out)
-		}
-	}
-	return arrange(root, filepath.Join(dir, "kernel"))
-}
-
-func (k kernelSource) stanzas() ([]string, error) {
-	codename, err := debianCodename("/etc/os-release")
-	if err != nil {
-		return nil, err
-	}
-	all, err := machineSources("/etc/apt")
-	if err != nil {
-		return nil, err
-	}
-	m, err := findMirrors(all, codename)
-	if err != nil {
-		return nil, err
-	}
-	stanzas := []string{m.main.stanza(k.suite)}
-	if k.security != "" && len(m.security.uris) > 0 {
-		stanzas = append(stanzas, m.security.stanza(k.security))
-	}
-	return stanzas, nil
-}
-
-func debianCodename(osRelease string) (string, error) {
-	f, err := os.Open(osRelease)
+// download leaves vmlinuz and modules/RELEASE in a directory below work.
+func (k kernelSource) download(ctx context.Context, work string, logf func(string, ...any)) (string, error) {
+	apt, err := newApt(work, k.suite, k.security)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if value, ok := strings.CutPrefix(lines.Text(), "VERSION_CODENAME="); ok {
-			return strings.Trim(value, `"`), nil
-		}
+	logf("kernel %s: reading the package lists of %s", k.name, k.suite)
+	if _, err := apt.run(ctx, "apt-get", "update"); err != nil {
+		return "", err
 	}
-	return "", lines.Err()
+	packages, version, err := k.packages(ctx, apt)
+	if err != nil {
+		return "", err
+	}
+	logf("kernel %s: downloading %s, version %s (unpacked below the cache directory, not installed)", k.name, strings.Join(packages, " "), version)
+	root := filepath.Join(work, "root")
+	if err := apt.unpack(ctx, root, packages...); err != nil {
+		return "", err
+	}
+	kernel := filepath.Join(work, "kernel")
+	return kernel, arrange(root, kernel)
 }
 
 // A kernel's packages carry its version in their names. What they are called

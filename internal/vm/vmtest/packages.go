@@ -23,8 +23,9 @@ const (
 	marker = module + "/internal/kerneltest"
 	// guestFiles in a package's testdata lists what its tests take from the
 	// host beside their own testdata, a line each: a program's name (its
-	// shared libraries come along), or an absolute path, which may be a
-	// pattern.
+	// shared libraries come along), an absolute path, which may be a pattern,
+	// or "peer LINE" for libxdp's tools of that line (see vm.Peer), which
+	// tests on the machine's own kernel get as well.
 	guestFiles = "guest.files"
 )
 
@@ -119,20 +120,45 @@ func (p *testPackage) guestBinary() string {
 }
 
 // guestContent lists what the guest needs to run the package's tests.
-func (p *testPackage) guestContent() ([]vm.File, error) {
-	testdata := filepath.Join(p.Dir, "testdata")
-	files, err := vm.Dir(testdata, path.Join(p.guestDir(), "testdata"))
+func (p *testPackage) guestContent(ctx context.Context) ([]vm.File, error) {
+	files, err := vm.Dir(filepath.Join(p.Dir, "testdata"), path.Join(p.guestDir(), "testdata"))
 	if err != nil {
 		return nil, err
 	}
 	files = append(files, vm.File{Guest: p.guestBinary(), Host: p.binary, Mode: 0o755})
+	return files, p.eachLine(func(line string) error {
+		if peer, ok := peerLine(line); ok {
+			more, err := peerFiles(ctx, peer)
+			files = append(files, more...)
+			return err
+		}
+		more, err := hostFiles(line)
+		files = append(files, more...)
+		return err
+	})
+}
 
-	list, err := os.ReadFile(filepath.Join(testdata, guestFiles))
+// fetchPeers puts the peers that the package's tests want into the cache.
+func (p *testPackage) fetchPeers(ctx context.Context) error {
+	return p.eachLine(func(line string) error {
+		peer, ok := peerLine(line)
+		if !ok {
+			return nil
+		}
+		_, err := vm.FetchPeer(ctx, peer, logf)
+		return err
+	})
+}
+
+// eachLine calls f for what the package's guest.files has, if there is one.
+func (p *testPackage) eachLine(f func(line string) error) error {
+	name := filepath.Join(p.Dir, "testdata", guestFiles)
+	list, err := os.ReadFile(name)
 	if errors.Is(err, os.ErrNotExist) {
-		return files, nil
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	lines := bufio.NewScanner(bytes.NewReader(list))
 	for n := 1; lines.Scan(); n++ {
@@ -140,13 +166,27 @@ func (p *testPackage) guestContent() ([]vm.File, error) {
 		if line = strings.TrimSpace(line); line == "" {
 			continue
 		}
-		more, err := hostFiles(line)
-		if err != nil {
-			return nil, fmt.Errorf("%s:%d: %w", filepath.Join(testdata, guestFiles), n, err)
+		if err := f(line); err != nil {
+			return fmt.Errorf("%s:%d: %w", name, n, err)
 		}
-		files = append(files, more...)
 	}
-	return files, lines.Err()
+	return lines.Err()
+}
+
+func peerLine(line string) (peer string, ok bool) {
+	words := strings.Fields(line)
+	if len(words) != 2 || words[0] != "peer" {
+		return "", false
+	}
+	return words[1], true
+}
+
+func peerFiles(ctx context.Context, line string) ([]vm.File, error) {
+	peer, err := vm.FetchPeer(ctx, line, logf)
+	if err != nil {
+		return nil, err
+	}
+	return peer.Files()
 }
 
 // hostFiles resolves one line of a guest.files.

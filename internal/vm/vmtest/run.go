@@ -195,6 +195,9 @@ func (r *runner) hardTimeout() time.Duration { return r.timeout + 30*time.Second
 
 func testEnv(environment string) string { return "HOLDFAST_TEST_KERNEL=" + environment }
 
+// logf tells of what takes time.
+func logf(format string, args ...any) { fmt.Fprintf(os.Stderr, "vmtest: "+format+"\n", args...) }
+
 // runOnHostKernel runs the kernel tests on the machine's own kernel, in a
 // network and a mount namespace of their own: nothing that they leave behind
 // stays.
@@ -207,6 +210,11 @@ func (r *runner) runOnHostKernel(ctx context.Context, rep *environmentReport) er
 		return err
 	}
 	rep.Release = unix.ByteSliceToString(uts.Release[:])
+	for _, p := range r.kernel {
+		if err := p.fetchPeers(ctx); err != nil {
+			return err
+		}
+	}
 	return r.runHere(ctx, rep, func(cmd *exec.Cmd) {
 		cmd.Env = append(cmd.Env, testEnv(hostKernel))
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
@@ -246,7 +254,7 @@ func (r *runner) runInMachine(ctx context.Context, rep *environmentReport) error
 	kernel := rep.Environment
 	cfg := vm.Config{
 		Kernel: kernel, Timeout: r.machineTimeout, ICount: r.icount, Sysctls: r.sysctls,
-		Logf: func(format string, args ...any) { fmt.Fprintf(os.Stderr, "vmtest: "+format+"\n", args...) },
+		Logf: logf,
 	}
 	if r.console {
 		cfg.Console = os.Stderr
@@ -254,7 +262,7 @@ func (r *runner) runInMachine(ctx context.Context, rep *environmentReport) error
 	var runs []*packageRun
 	var errs []error
 	for _, p := range r.kernel {
-		files, err := p.guestContent()
+		files, err := p.guestContent(ctx)
 		if err != nil {
 			return err
 		}
@@ -262,7 +270,8 @@ func (r *runner) runInMachine(ctx context.Context, rep *environmentReport) error
 		t := &packageRun{runner: r, pkg: p, report: rep}
 		runs = append(runs, t)
 		cfg.Commands = append(cfg.Commands, vm.Command{
-			Path: p.guestBinary(), Args: r.testFlags(), Dir: p.guestDir(), Env: []string{testEnv(kernel)},
+			Path: p.guestBinary(), Args: r.testFlags(), Dir: p.guestDir(),
+			Env:     []string{testEnv(kernel), "HOLDFAST_CACHE=" + vm.GuestCache},
 			Timeout: r.hardTimeout(), Stdout: t, Stderr: t,
 			Done: func(s vm.Status) {
 				why := ""
