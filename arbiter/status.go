@@ -45,6 +45,9 @@ type Status struct {
 	Lifetime  Lifetime  `json:"lifetime"`
 	// Entry is the attachment's directory in Holdfast's state.
 	Entry string `json:"entry,omitempty"`
+	// Digest is the program's, see [object.Loaded], where Holdfast attached
+	// it and nobody else has replaced it since.
+	Digest string `json:"-"`
 }
 
 // Status reads what is attached in the namespaces, and who holds it. It changes
@@ -179,6 +182,9 @@ func (s *Status) describe(e *entry) {
 	}
 	owner := e.record.Owner
 	s.Name, s.Owner = e.record.Name, &owner
+	if e.record.ProgramID == s.Program.ID {
+		s.Digest = e.record.Digest
+	}
 	s.Since, s.SinceLoad = e.record.Since, false
 	if s.Interface == "" {
 		s.Interface = e.record.Interface

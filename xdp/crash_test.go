@@ -47,6 +47,7 @@ func atHook(change func(h *xdp.Hook, there, next *ebpf.Program) error) func(stri
 		if err != nil {
 			return err
 		}
+		defer h.Namespace().Close()
 		return change(h, there, next)
 	}
 }

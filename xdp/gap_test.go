@@ -90,7 +90,7 @@ func loadGates(t *testing.T, n int) *gates {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(c.Close)
+		kerneltest.CloseLater(t, c)
 		g.versions = append(g.versions, c.Programs["gate"])
 	}
 	return g

@@ -52,7 +52,9 @@ func (a *app) printAt(state *arbiter.Arbiter, h *xdp.Hook, p *object.Loaded, don
 	if err != nil {
 		return err
 	}
-	if id != s.Program.ID {
+	// A request that was made again has loaded the program once more, and found
+	// the one of the first time.
+	if id != s.Program.ID && s.Digest != p.Digest {
 		e.Detail = "the program was " + done + ", and somebody has replaced it since"
 		e.Rival = &s.Attachment
 		return e

@@ -61,15 +61,22 @@ func Load(t testing.TB, name string, variables map[string]any) *ebpf.Collection 
 	for _, m := range spec.Maps {
 		m.Pinning = ebpf.PinNone
 	}
-	// The loader would map each into memory, and keep its map alive, for as
-	// long as it pleases the garbage collector.
-	clear(spec.Variables)
 	c, err := ebpf.NewCollection(spec)
 	if err != nil {
 		t.Fatalf("load %s: %+v", name, err)
 	}
-	t.Cleanup(c.Close)
+	CloseLater(t, c)
 	return c
+}
+
+// CloseLater closes the collection when the test ends. The loader has mapped its
+// variables into memory, and their map lives until the garbage collector finds
+// that nothing refers to that any more, so the collection is emptied, too.
+func CloseLater(t testing.TB, c *ebpf.Collection) {
+	t.Cleanup(func() {
+		c.Close()
+		*c = ebpf.Collection{}
+	})
 }
 
 // Pass loads a program of that name that passes all packets, and closes it when

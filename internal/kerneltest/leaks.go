@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -39,7 +40,11 @@ func noLeaks(t testing.TB, patience time.Duration) {
 			var after possessions
 			after, err = look()
 			left = before.lacks(after)
-			return err == nil && len(left) == 0
+			if err == nil && len(left) == 0 {
+				return true
+			}
+			runtime.GC() // see CloseLater
+			return false
 		})
 		if !clean {
 			t.Errorf("left behind: %s (%v)", strings.Join(left, ", "), err)

@@ -32,7 +32,7 @@ func (f *fake) end() {
 	for len(f.cleanups) > 0 {
 		last := len(f.cleanups) - 1
 		c := f.cleanups[last]
-		f.cleanups = f.cleanups[:last]
+		f.cleanups[last], f.cleanups = nil, f.cleanups[:last]
 		c()
 	}
 }

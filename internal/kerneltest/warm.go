@@ -30,7 +30,9 @@ func Warm(t testing.TB, programs ...*ebpf.Program) {
 
 // FillDispatcher does the same for all programs that are attached after it: the
 // kernel's XDP dispatcher has room for no more than 48, and those that come
-// later cost nothing. It waits for as many grace periods itself.
+// later cost nothing. It waits for as many grace periods itself. Call NoLeaks
+// before it, which waits until they have left: the namespace with them ends a
+// little after the test.
 func FillDispatcher(t testing.TB) {
 	t.Helper()
 	programs := make([]*ebpf.Program, 48) // BPF_DISPATCHER_MAX

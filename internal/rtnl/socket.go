@@ -94,7 +94,7 @@ func (s *socket) send(b []byte) error {
 	}
 	for {
 		err := unix.Sendto(s.fd, b, 0, toKernel)
-		if err != unix.EINTR { //nolint:errorlint // an errno, never wrapped
+		if err != unix.EINTR {
 			return os.NewSyscallError("sendto", err)
 		}
 	}
@@ -113,7 +113,7 @@ func (s *socket) receive() ([]byte, error) {
 		// With MSG_TRUNC the length is the datagram's, even if it did not fit.
 		n, _, err := unix.Recvfrom(s.fd, s.buffer, unix.MSG_TRUNC)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // an errno, never wrapped
+		case err == unix.EINTR:
 			continue
 		case err != nil:
 			return nil, os.NewSyscallError("recvfrom", err)

@@ -92,6 +92,7 @@ func TestTheArbiterCanBeKilledAnywhere(t *testing.T) {
 func TestTheCommandCanBeKilledAnywhere(t *testing.T) { sweepAll(t, byCommand, operations) }
 
 func sweepAll(t *testing.T, f floor, operations []operation) {
+	kerneltest.NoLeaks(t)
 	// Each run attaches and detaches a few times.
 	kerneltest.FillDispatcher(t)
 	for _, op := range operations {

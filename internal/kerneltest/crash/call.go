@@ -197,9 +197,40 @@ func netlink(message func(caller, [6]uint64) []byte) decoder {
 		p := Point{Op: rtnetlink(typ), Query: isGet(typ)}
 		if strings.HasSuffix(p.Op, "LINK") && len(payload) >= unix.SizeofIfInfomsg {
 			p.On = fmt.Sprintf("ifindex %d", int32(binary.NativeEndian.Uint32(payload[4:])))
+			p.Query = p.Query || typ == unix.RTM_SETLINK && leavesEmpty(payload[unix.SizeofIfInfomsg:])
 		}
 		return p, true
 	}
+}
+
+// leavesEmpty says whether the attributes of an RTM_SETLINK ask to detach what is
+// at an XDP hook that is empty, and for nothing else: the kernel's refusal tells
+// who holds it, and where there is none nothing happens either.
+func leavesEmpty(b []byte) bool {
+	link := attributes(b)
+	xdp := attributes(link[unix.IFLA_XDP])
+	is := func(typ uint16, value int32) bool {
+		v := xdp[typ]
+		return len(v) == 4 && int32(binary.NativeEndian.Uint32(v)) == value
+	}
+	flags := xdp[unix.IFLA_XDP_FLAGS]
+	return len(link) == 1 && len(xdp) == 3 && is(unix.IFLA_XDP_FD, -1) && is(unix.IFLA_XDP_EXPECTED_FD, -1) &&
+		len(flags) == 4 && binary.NativeEndian.Uint32(flags)&unix.XDP_FLAGS_REPLACE != 0
+}
+
+// attributes takes netlink attributes apart, by type. What is malformed ends
+// them.
+func attributes(b []byte) map[uint16][]byte {
+	all := map[uint16][]byte{}
+	for len(b) >= unix.SizeofNlAttr {
+		size, typ := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
+		if size < unix.SizeofNlAttr || size > len(b) {
+			break
+		}
+		all[typ&^unix.NLA_F_NESTED] = b[unix.SizeofNlAttr:size]
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return all
 }
 
 func generic(protocol int, typ uint16, payload []byte) Point {
