@@ -40,7 +40,9 @@ func (b *bench) must(err error) {
 // swap exchanges two names.
 func (b *bench) swap(one, other string) {
 	b.Helper()
-	b.must(unix.Renameat2(unix.AT_FDCWD, one, unix.AT_FDCWD, other, unix.RENAME_EXCHANGE))
+	for _, names := range [][2]string{{one, one + "-aside"}, {other, one}, {one + "-aside", other}} {
+		b.must(os.Rename(names[0], names[1]))
+	}
 }
 
 // repin pins another object in the place of a pin.
@@ -249,6 +251,7 @@ func TestADirectoryThatIsThereAlreadyLeadsNowhere(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			b := newBench(t)
 			victim := b.bpffs + "/victims/prog0-link"
+			b.must(os.Mkdir(b.bpffs+"/xdp", 0o700))
 			b.must(os.Mkdir(filepath.Dir(victim), 0o700))
 			b.must(kernel.Pin(kernel.FD(b.maps["met"].FD()), victim))
 			next := kerneltest.ProgramID(t, kerneltest.Pass(t, "last", nil))

@@ -269,15 +269,17 @@ func (b *bench) send() []string {
 	}
 	b.packet()
 	var met []string
-	// Delivery on a veth may lag behind the sender.
+	// Delivery on a veth may lag behind the sender, and what is read may be
+	// half of it.
 	kerneltest.Eventually(func() bool {
+		last := len(met)
 		met = nil
 		for name := range numbers {
 			if b.met(name).Packets != before[name].Packets {
 				met = append(met, name)
 			}
 		}
-		return len(met) > 0
+		return len(met) > 0 && len(met) == last
 	})
 	slices.SortFunc(met, func(x, y string) int { return int(b.met(x).Turn) - int(b.met(y).Turn) })
 	for _, name := range met {

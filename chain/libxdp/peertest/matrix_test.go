@@ -87,7 +87,11 @@ func TestEachToolSharesHooksWithEachOther(t *testing.T) {
 					t.Fatalf("the table does not say what %s does with version %d", other.name(), p.version)
 				}
 				t.Run("one and two members", p.few)
-				t.Run("ten members", p.ten)
+				// Tools of xdp-tools that do all with each other's chains show
+				// it with few.
+				if ours := (library{}).name(); p.can != (can{}) || writer.name() == ours || other.name() == ours {
+					t.Run("ten members", p.ten)
+				}
 			})
 		}
 	}
