@@ -293,7 +293,8 @@ func (r *Root) WithPin(name string, f func(path string) error) error {
 // LockDir opens the directory of that name in the root and locks it, as Lock
 // does.
 func (r *Root) LockDir(ctx context.Context, name string, timeout time.Duration) (*Root, *Lock, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	// For all tries together.
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: others held it for %s", ErrLockTimeout, timeout))
 	defer cancel()
 	for {
 		dir, err := r.Dir(name)

@@ -210,7 +210,7 @@ func TestWhoseAttachmentHasEndedIsToldSoOnce(t *testing.T) {
 	m.holdfast("detach", m.NearName).fails(3, append(says, "nothing left to detach")...)
 	m.holdfast("detach", m.NearName).fails(7, "not attached")
 
-	m.attach("pass", "--name", "guard", "--shared")
+	m.attach("pass", "--name", "guard", "--shared", "--single")
 	if err := m.Near.Conn.SetXDP(m.NearIndex, -1, 0); err != nil {
 		t.Fatal(err)
 	}
