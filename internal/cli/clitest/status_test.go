@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -126,6 +127,15 @@ func TestStatusFindsAllNamespaces(t *testing.T) {
 	m.holds(first.Program.ID)
 	m.holdfast("detach", m.NearName).succeeds()
 	m.holds(0)
+}
+
+func TestStatusLeavesOutWhatTheCallerMayNotSee(t *testing.T) {
+	m := newMachine(t)
+	cmd := m.command("status", "--all-netns")
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	if r := m.finish(m.Near, cmd).succeeds(); strings.Contains(r.err, "can't be looked into") {
+		t.Errorf("%s\nthose of others' processes among them", r)
+	}
 }
 
 func TestAnAttachmentGoesWithItsInterfaceAndGCRemovesTheRest(t *testing.T) {
