@@ -75,7 +75,15 @@ const (
 	onDropAndPass = "XDP_DROP,XDP_PASS"
 )
 
-func TestEachToolSharesHooksWithEachOther(t *testing.T) {
+// TestDebate shows what the kernel's developers argued about in March 2020, each
+// claim as far as it is that of shared hooks.
+func TestDebate(t *testing.T) {
+	t.Run("well-behaved applications need no more than compare-and-swap with the expected program", changeOneHookAtOnce)
+	t.Run("query, see that it is a dispatcher, build a new one, swap it: by netlink, without a daemon", eachToolSharesHooks)
+}
+
+// eachToolSharesHooks with each other: writers and readers in all pairs.
+func eachToolSharesHooks(t *testing.T) {
 	needChains(t)
 	table := interoperability(t)
 	for _, writer := range tools(t) {
