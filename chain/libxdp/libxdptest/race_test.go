@@ -18,10 +18,9 @@ import (
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
-const (
-	contenders = 8
-	raceRounds = 50
-)
+const contenders = 8
+
+var raceRounds = kerneltest.Rounds(50)
 
 // contend is a process that adds and removes its member when a line says so.
 func contend(args []string) int {
