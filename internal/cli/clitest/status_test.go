@@ -312,12 +312,16 @@ func TestATableFitsTheTerminalItIsShownOn(t *testing.T) {
 	cmd := m.command("status")
 	cmd.Stdout = terminal
 	m.Near.In(t, cmd.Run)
-	buffer := make([]byte, 4096)
-	n, err := control.Read(buffer)
-	if err != nil {
-		t.Fatal(err)
+	// The kernel hands over what was written to a terminal piece by piece.
+	shown, buffer := "", make([]byte, 4096)
+	for strings.Count(shown, "\n") < 2 {
+		n, err := control.Read(buffer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown += string(buffer[:n])
 	}
-	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(buffer[:n]), "\r", "")), "\n")
+	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(shown, "\r", "")), "\n")
 	if len(lines) != 2 || !strings.Contains(lines[1], "…") {
 		t.Errorf("the terminal shows %q", lines)
 	}
