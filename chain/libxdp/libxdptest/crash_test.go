@@ -31,6 +31,9 @@ var operations = map[string]operation{
 	"a first add": {nil, []string{"m2"}, func(c *libxdp.Chains, h *xdp.Hook, load func(string) libxdp.Addition) (*libxdp.Chain, error) {
 		return c.Add(context.Background(), h, load("m2"))
 	}},
+	"an add": {[]string{"m1"}, []string{"m1", "m2"}, func(c *libxdp.Chains, h *xdp.Hook, load func(string) libxdp.Addition) (*libxdp.Chain, error) {
+		return c.Add(context.Background(), h, load("m2"))
+	}},
 	"a replace": {[]string{"m1", "m2"}, []string{"m1", "m3"}, func(c *libxdp.Chains, h *xdp.Hook, load func(string) libxdp.Addition) (*libxdp.Chain, error) {
 		return c.Replace(context.Background(), h, libxdp.Target{Name: "m2"}, load("m3"))
 	}},
