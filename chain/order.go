@@ -125,14 +125,14 @@ func Place(members []Member, name, before, after string) (uint32, error) {
 		if n.name == "" {
 			continue
 		}
-		at, sentinel := find(members, n.name)
-		switch sentinel {
-		case ErrNoMember:
-			return fail(sentinel, fmt.Sprintf("%q is not in the chain", n.name), "name one of "+names(members))
-		case ErrAmbiguous:
-			return fail(sentinel, fmt.Sprintf("%q is there more than once", n.name), "give a priority instead: "+names(members))
+		switch places := find(members, n.name); len(places) {
+		case 0:
+			return fail(ErrNoMember, fmt.Sprintf("%q is not in the chain", n.name), "name one of "+names(members))
+		case 1:
+			*n.at = places[0]
+		default:
+			return fail(ErrAmbiguous, fmt.Sprintf("%q is there more than once", n.name), "give a priority instead: "+names(members))
 		}
-		*n.at = at
 	}
 	switch {
 	case before == "" && after == "":
@@ -151,16 +151,14 @@ func Place(members []Member, name, before, after string) (uint32, error) {
 	return p, nil
 }
 
-func find(members []Member, name string) (int, error) {
-	named := func(m Member) bool { return m.Name == name }
-	at := slices.IndexFunc(members, named)
-	switch {
-	case at < 0:
-		return 0, ErrNoMember
-	case slices.ContainsFunc(members[at+1:], named):
-		return 0, ErrAmbiguous
+// find returns the places of the members of that name.
+func find(members []Member, name string) (places []int) {
+	for i, m := range members {
+		if m.Name == name {
+			places = append(places, i)
+		}
 	}
-	return at, nil
+	return places
 }
 
 // names lists a chain for a message.

@@ -19,10 +19,11 @@ import (
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
-const (
-	contenders          = 8
-	attachRounds        = 200
-	replacesByContender = 500
+const contenders = 8
+
+var (
+	attachRounds        = kerneltest.Rounds(200)
+	replacesByContender = kerneltest.Rounds(500)
 )
 
 // contest is processes that do the same at the same time. Each waits at one of
@@ -231,7 +232,7 @@ func TestOfEightThatAttachFirstOneWinsAndTheOthersAreToldWho(t *testing.T) {
 				c.open(t, 1)
 				reports[attempt](t, c)
 			}
-			const told = attachRounds * (contenders - 1)
+			told := attachRounds * (contenders - 1)
 			if partly > told/10 {
 				t.Errorf("%d of %d losers were not told which link and process won", partly, told)
 			}
@@ -404,7 +405,7 @@ func TestNoReplaceOfEightThatExpectTheProgramTheySawIsLost(t *testing.T) {
 // replaced its predecessor.
 func checkSuccession(t *testing.T, h *xdp.Hook, first uint32, accounts []account) {
 	t.Helper()
-	const total = contenders * replacesByContender
+	total := contenders * replacesByContender
 	line := make([]success, total+1)
 	line[0] = success{Program: first}
 	conflicts := 0

@@ -43,6 +43,14 @@ func (c *Chains) change(ctx context.Context, r request) (*Chain, error) {
 			return nil, e
 		}
 		c.log("the chain was changed meanwhile; starting over", "hook", r.hook.String(), "attempt", n)
+		if n == 1 {
+			// Who lost once waits in line with others of Holdfast who did, so
+			// that they don't build dispatchers against each other. It is no
+			// more than politeness, so after a while it goes on without.
+			if line, err := c.root.Lock(ctx, c.timeout); err == nil {
+				defer line.Unlock()
+			}
+		}
 		// Those who lost together must not meet again.
 		longest := min(time.Millisecond<<min(n, 10), 100*time.Millisecond)
 		if err := pause(ctx, rand.N(longest)); err != nil {

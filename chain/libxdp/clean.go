@@ -159,24 +159,26 @@ func judge(unused []Cleaned, here map[uint32]place) error {
 			u.Reason = at.String()
 		case ok:
 			u.Reason = at2.String()
-		case len(holders) > 0:
+		case len(holders) > 0 && mayBeDispatcher(u.DispatcherID):
 			u.Reason = fmt.Sprintf("process %d (%s) has its dispatcher open, and is about to attach it", holders[0].PID, holders[0].Comm)
-		case incomplete != "" && loaded(u.DispatcherID):
+		case incomplete != "" && mayBeDispatcher(u.DispatcherID):
 			u.Reason = incomplete
 		}
 	}
 	return nil
 }
 
-// loaded tells whether a program of that id may still be there: what is not
-// loaded is attached nowhere.
-func loaded(id uint32) bool {
+// mayBeDispatcher tells whether the program of that id is a dispatcher, as far as
+// can be told: none that is no longer loaded, or is something else, will ever be
+// attached as the one that a directory was made for.
+func mayBeDispatcher(id uint32) bool {
 	fd, err := kernel.ProgramByID(id)
 	if err != nil {
 		return !errors.Is(err, unix.ENOENT)
 	}
-	fd.Close()
-	return true
+	defer fd.Close()
+	info, err := kernel.ReadProgram(fd)
+	return err != nil || info.Name == dispatcherName
 }
 
 // attachedEverywhere are the programs of the interfaces of all network

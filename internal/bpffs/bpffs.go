@@ -125,7 +125,7 @@ var ErrElsewhere = errors.New("the mount namespace of process 1 can't be entered
 // capabilities that the caller lacks, and to enter it CAP_SYS_ADMIN and
 // CAP_SYS_CHROOT.
 func InHostMounts(f func() error) error {
-	host, err := os.Open("/proc/1/ns/mnt")
+	host, err := openMounts("/proc/1/ns/mnt")
 	if err != nil {
 		if sharesMounts(1) {
 			return f()
@@ -150,6 +150,21 @@ func InHostMounts(f func() error) error {
 		}
 		return f()
 	})
+}
+
+// openMounts opens a mount namespace. To a caller without the permission some
+// kernels, Linux 5.10 among them, give the directory of the name, and no error.
+func openMounts(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	// Namespaces alone answer this.
+	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNS {
+		f.Close()
+		return nil, &fs.PathError{Op: "open", Path: path, Err: unix.EACCES}
+	}
+	return f, nil
 }
 
 // sharesMounts tells whether the caller's root is on a mount of the mount
@@ -293,7 +308,8 @@ func (r *Root) WithPin(name string, f func(path string) error) error {
 // LockDir opens the directory of that name in the root and locks it, as Lock
 // does.
 func (r *Root) LockDir(ctx context.Context, name string, timeout time.Duration) (*Root, *Lock, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	// For all tries together.
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: others held it for %s", ErrLockTimeout, timeout))
 	defer cancel()
 	for {
 		dir, err := r.Dir(name)

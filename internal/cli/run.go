@@ -118,7 +118,8 @@ func (a *app) command(path string, args []string) error {
 			}
 			// The shell goes on when all of its job has stopped, and whether
 			// the command stops is its own choice. The program stays attached.
-			stopping = stopping && s != unix.SIGCONT || stops(s)
+			// Signals may come in another order than they were sent.
+			stopping = stopping || stops(s)
 			if stopping && procfs.Stopped(cmd.Process.Pid) {
 				stopping = false
 				_ = unix.Kill(unix.Getpid(), unix.SIGSTOP)
@@ -134,8 +135,9 @@ func passOn(s os.Signal) bool {
 	switch s {
 	case unix.SIGCHLD, unix.SIGPIPE:
 		return false // holdfast's own: its child, its output
-	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
-		// From the terminal the whole foreground process group has it.
+	case unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGCONT:
+		// From the terminal, and from the shell that continues a job, the
+		// whole foreground process group has it.
 		return !inForeground()
 	}
 	return true

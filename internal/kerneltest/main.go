@@ -56,6 +56,28 @@ func Main(m *testing.M, commands Commands) {
 	os.Exit(m.Run())
 }
 
+// kernelEnv names the environment that the tests run in, as vmtest has it: a
+// kernel of the matrix, in a virtual machine, or "host"; "go test" sets none.
+const kernelEnv = "HOLDFAST_TEST_KERNEL"
+
+// InMachine tells whether the tests run in a virtual machine, where all takes
+// many times as long.
+func InMachine() bool {
+	name := os.Getenv(kernelEnv)
+	return name != "" && name != "host"
+}
+
+// Rounds is how often a race is run that is to have so many rounds: all of them
+// on the machine's own kernel and on one of the matrix, where who does not have
+// that kernel can have them too, and a quarter on the others. What is a race on
+// one is one on all, and eight processes at once are what takes longest there.
+func Rounds(full int) int {
+	if InMachine() && os.Getenv(kernelEnv) != "6.12" {
+		return full / 4
+	}
+	return full
+}
+
 // Command is a process that runs one of the commands given to Main.
 func Command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)

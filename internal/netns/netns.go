@@ -203,7 +203,9 @@ func All() ([]Found, error) {
 	byInode := map[uint64]int{}
 	add := func(path, spec, name string) {
 		var st unix.Stat_t
-		if unix.Stat(path, &st) != nil {
+		// To a caller without the permission some kernels, Linux 5.10 among
+		// them, show the directory of the name instead.
+		if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 			return
 		}
 		if i, ok := byInode[st.Ino]; ok {

@@ -1,8 +1,11 @@
 package testbed
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
 
 	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/internal/rtnl"
@@ -45,7 +48,22 @@ func (e End) configure(peer End) error {
 	if err := e.Conn.SetMAC(index, e.MAC); err != nil {
 		return err
 	}
+	if err := e.silence(); err != nil {
+		return err
+	}
 	return e.Address(peer)
+}
+
+// silence keeps IPv6 from asking the wire for neighbors and routers, whose
+// packets would be counted among the test's where a queue loses them.
+func (e End) silence() error {
+	return e.NS.Do(func() error {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+e.Name+"/disable_ipv6", []byte("1"), 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a kernel without
+		}
+		return err
+	})
 }
 
 // Address gives the interface its address and brings it up: an interface that

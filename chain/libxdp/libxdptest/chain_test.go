@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -34,8 +35,8 @@ func TestWithoutFreplaceTheAnswerSaysSo(t *testing.T) {
 
 func TestMembersComeAndGoInOrder(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	b.want()
 	b.add(b.member("m5"))
 	b.want("m5")
@@ -53,8 +54,8 @@ func TestMembersComeAndGoInOrder(t *testing.T) {
 
 func TestWhatAChangeReturnsIsWhatIsRead(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	check := func(returned *libxdp.Chain) {
 		t.Helper()
 		if got, want := fmt.Sprintf("%+v", *b.read()), fmt.Sprintf("%+v", *returned); got != want {
@@ -69,8 +70,8 @@ func TestWhatAChangeReturnsIsWhatIsRead(t *testing.T) {
 
 func TestAChainHasTenMembersAndNoEleventh(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	var adds []libxdp.Addition
 	ten := []string{"m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "m9"}
 	for _, name := range ten {
@@ -100,8 +101,8 @@ func programs(c *libxdp.Chain) map[string]uint32 {
 
 func TestMembersThatStayAreNotLoadedAnew(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	// Alone it takes the dispatcher's place, and with others that of a slot.
 	one := programs(b.add(b.member("m1")))["m1"]
 	for range 2 {
@@ -119,8 +120,8 @@ func TestMembersThatStayAreNotLoadedAnew(t *testing.T) {
 
 func TestAMemberIsReplacedInItsPlace(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	proceed := chain.Set(chain.Pass, chain.Drop)
 	two := at(20, b.member("m2"))
 	two.ProceedOn = &proceed
@@ -144,8 +145,8 @@ func TestAMemberIsReplacedInItsPlace(t *testing.T) {
 
 func TestSettingsTakeEffectOnPackets(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	b.add(at(10, b.member("m1")), at(20, b.member("m2", "actions[2]=1")), at(30, b.member("m3")))
 	sends := func(want ...string) {
 		t.Helper()
@@ -181,8 +182,8 @@ func TestSettingsTakeEffectOnPackets(t *testing.T) {
 
 func TestTheRunConfigurationAndTheLongNameAreTheObjects(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	b.add(libxdp.Addition{Object: read(t, "runconfig")}, b.member("a_member_with_a_long_name"))
 	c := b.read()
 	if got := names(c); !slices.Equal(got, []string{"runconfig", "a_member_with_a_long_name"}) {
@@ -217,8 +218,8 @@ func knowsFrags(t *testing.T) bool {
 
 func TestTheChainTakesFragmentsWhereAllItsMembersDo(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	knows := knowsFrags(t)
 	check := func(members ...string) {
 		t.Helper()
@@ -255,8 +256,8 @@ func TestTheChainTakesFragmentsWhereAllItsMembersDo(t *testing.T) {
 
 func TestMembersThatChangePacketsLoad(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	// Alone, as a second one, attached again, and after being replaced.
 	b.add(b.member("m_mover"))
 	b.want("m_mover")
@@ -271,11 +272,11 @@ func TestMembersThatChangePacketsLoad(t *testing.T) {
 }
 
 func TestChainsRunInEachMode(t *testing.T) {
+	needFreplace(t)
 	for _, mode := range []xdp.Mode{xdp.Native, xdp.Generic, xdp.Auto} {
 		t.Run(mode.String(), func(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			b := newBench(t)
-			b.needFreplace()
 			b.hook = open(t, b.veth.Near, b.veth.NearName, mode)
 			c := b.add(b.member("m1"))
 			want := mode
@@ -342,8 +343,8 @@ func TestAHookThatALinkHoldsIsAConflictThatNamesTheHolder(t *testing.T) {
 
 func TestASingleProgramIsAConflictUnlessItIsAdopted(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	single := kerneltest.Pass(t, "single", nil)
 	if err := b.hook.Attach(single, xdp.Empty); err != nil {
 		t.Fatal(err)
@@ -370,8 +371,8 @@ func TestASingleProgramIsAConflictUnlessItIsAdopted(t *testing.T) {
 
 func TestRemovingAllTakesWhatIsExpected(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	ctx := context.Background()
 	refused(t, b.chains.RemoveAll(ctx, b.hook, xdp.Any), xdp.ErrNotAttached)
 	_, err := b.chains.Remove(ctx, b.hook, libxdp.Target{Name: "m1"})
@@ -401,8 +402,8 @@ func TestRemovingAllTakesWhatIsExpected(t *testing.T) {
 
 func TestOnlyAnExtensionJoinsByItsID(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	ctx := context.Background()
 	_, err := b.chains.Add(ctx, b.hook, libxdp.Addition{ProgramID: kerneltest.ProgramID(t, kerneltest.Pass(t, "plain", nil))})
 	refused(t, err, libxdp.ErrPlain, `"plain"`, "give the object")
@@ -437,8 +438,8 @@ func TestOnlyAnExtensionJoinsByItsID(t *testing.T) {
 
 func TestProgramArraysMustNotBeEmptied(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	jumping := libxdp.Addition{Object: read(t, "tailcall"), Load: object.LoadOptions{Program: object.Choice{Name: "enter"}}}
 	_, err := b.chains.Add(context.Background(), b.hook, jumping)
 	b.want()
@@ -475,8 +476,8 @@ func TestProgramArraysMustNotBeEmptied(t *testing.T) {
 
 func TestAMemberThatDoesNotLoadChangesNothing(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	b.add(b.member("m1"))
 	_, err := b.chains.Add(context.Background(), b.hook, b.member("m2"), libxdp.Addition{Object: read(t, "bad")})
 	if !errors.Is(err, object.ErrVerifier) {
@@ -503,8 +504,11 @@ func TestWithoutABpffsTheAnswerSaysSo(t *testing.T) {
 
 func TestTheLockIsWaitedForAndNothingIsLeftWhenItIsNotHad(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
+	if err := os.Mkdir(b.bpffs+"/xdp", 0o700); err != nil {
+		t.Fatal(err)
+	}
 	lock, err := unix.Open(b.bpffs+"/xdp", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -531,8 +535,8 @@ func TestTheLockIsWaitedForAndNothingIsLeftWhenItIsNotHad(t *testing.T) {
 
 func TestACanceledChangeLeavesNothing(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, err := b.chains.Add(ctx, b.hook, b.member("m1")); !errors.Is(err, context.Canceled) {

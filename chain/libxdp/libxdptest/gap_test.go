@@ -20,8 +20,8 @@ const (
 // other would have met it both or neither.
 func TestNoPacketMeetsAPartOfAChain(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	ctx := context.Background()
 	b.add(at(10, b.member("m1")), at(20, b.member("m2")), at(30, b.member("m3")), at(40, b.member("m4")), at(50, b.member("m5")))
 	f := kerneltest.StartFlood(t, b.veth, kerneltest.FloodOptions{

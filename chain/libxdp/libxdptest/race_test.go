@@ -18,10 +18,9 @@ import (
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
-const (
-	contenders = 8
-	raceRounds = 50
-)
+const contenders = 8
+
+var raceRounds = kerneltest.Rounds(50)
 
 // contend is a process that adds and removes its member when a line says so.
 func contend(args []string) int {
@@ -73,8 +72,8 @@ func fail(err error) int {
 // remove at once as well.
 func TestOfEightThatAttachFirstAllSucceed(t *testing.T) {
 	kerneltest.NoLeaks(t)
+	needFreplace(t)
 	b := newBench(t)
-	b.needFreplace()
 	kerneltest.FillDispatcher(t)
 	type contender struct {
 		gate    io.Writer

@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
+	"github.com/holdfast-bpf/holdfast/internal/cli"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -23,7 +24,7 @@ import (
 
 const (
 	contenders = 4 // of each kind; together they fit into one chain
-	rounds     = 4
+	rounds     = 3
 )
 
 // priorityOf tells whose member it is, and of which round.
@@ -33,10 +34,10 @@ func priorityOf(contender, round int) uint32 { return uint32(100*(contender+1) +
 // but for the odd contenders, whose last member stays.
 func stays(contender, round int) bool { return round == rounds-1 && contender%2 == 1 }
 
-// Holdfast's processes and those of xdp-loader change one hook at once. What a
+// changeOneHookAtOnce: Holdfast's processes and those of xdp-loader do. What a
 // process was told is done is done, whoever won: a member that was added is
 // there until who added it takes it out.
-func TestHoldfastAndXDPLoaderChangeOneHookAtOnce(t *testing.T) {
+func changeOneHookAtOnce(t *testing.T) {
 	needChains(t)
 	for name, peers := range map[string][]string{
 		"version 2": {"1.3", "1.5", "1.3", "1.5"},
@@ -127,43 +128,62 @@ func (c *contest) holdfast(s *site, contender int) error {
 	return nil
 }
 
-var commands = kerneltest.Commands{"contend": func(args []string) int {
-	if err := contend(args[0], args[1], args[2], args[3]); err != nil {
+var commands = kerneltest.Commands{
+	// bpffs, namespace, interface, number of the contender
+	"contend": func(args []string) int { return command(args, contend) },
+	// bpffs, namespace, interface, priority
+	"add":      func(args []string) int { return command(args, add) },
+	"holdfast": func([]string) int { return cli.Main(cli.SystemEnv()) },
+}
+
+// command opens what a command works on and runs it with the number that is its
+// last argument.
+func command(args []string, run func(context.Context, *libxdp.Chains, *xdp.Hook, int) error) int {
+	err := func() error {
+		number, err := strconv.Atoi(args[3])
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+		defer cancel()
+		chains, err := libxdp.Open(libxdp.Options{BPFFS: args[0], LockTimeout: time.Minute})
+		if err != nil {
+			return err
+		}
+		defer chains.Close()
+		ns, err := xdp.OpenNamespace(args[1])
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		hook, err := ns.Hook(args[2], xdp.Native)
+		if err != nil {
+			return err
+		}
+		return run(ctx, chains, hook, number)
+	}()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
-}}
+}
 
-func contend(bpffs, netns, device, number string) error {
-	contender, err := strconv.Atoi(number)
+// add adds the filter with that priority.
+func add(ctx context.Context, chains *libxdp.Chains, hook *xdp.Hook, priority int) error {
+	o, err := object.Read("filter.o", bytes.NewReader(bpfprog.ELF("filter")))
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	chains, err := libxdp.Open(libxdp.Options{BPFFS: bpffs, LockTimeout: time.Minute})
-	if err != nil {
-		return err
-	}
-	defer chains.Close()
-	ns, err := xdp.OpenNamespace(netns)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	hook, err := ns.Hook(device, xdp.Native)
-	if err != nil {
-		return err
-	}
-	actions := chain.Set(chain.Pass, chain.Drop)
+	p, actions := uint32(priority), chain.Set(chain.Pass, chain.Drop)
+	_, err = chains.Add(ctx, hook, libxdp.Addition{Object: o, Priority: &p, ProceedOn: &actions})
+	return err
+}
+
+func contend(ctx context.Context, chains *libxdp.Chains, hook *xdp.Hook, contender int) error {
 	for round := range rounds {
-		o, err := object.Read("filter.o", bytes.NewReader(bpfprog.ELF("filter")))
-		if err != nil {
-			return err
-		}
 		priority := priorityOf(contender, round)
-		if _, err := chains.Add(ctx, hook, libxdp.Addition{Object: o, Priority: &priority, ProceedOn: &actions}); err != nil {
+		if err := add(ctx, chains, hook, int(priority)); err != nil {
 			return fmt.Errorf("add %d: %w", priority, err)
 		}
 		id, err := find(chains, hook, priority)

@@ -13,12 +13,8 @@ import (
 // tool finds out from what the others wrote about them.
 func TestFragsFollowTheMembersWhoeverChangesThem(t *testing.T) {
 	needChains(t)
-	all, err := features.Kernel(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if f := features.Find(all, features.Frags); f.Supported != features.Yes {
-		t.Skipf("programs take no packets of several buffers: %s", f.Reason)
+	if !have(t, features.Frags) {
+		t.Skip("programs take no packets of several buffers")
 	}
 	for name, l := range loaders(t) {
 		t.Run(name, func(t *testing.T) {

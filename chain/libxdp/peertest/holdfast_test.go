@@ -3,11 +3,13 @@ package peertest
 import (
 	"bytes"
 	"fmt"
+	"os/exec"
 	"testing"
 
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
+	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -88,4 +90,14 @@ func (l library) removeAll(t *testing.T, s *site) error {
 	t.Helper()
 	chains, hook := l.at(t, s)
 	return chains.RemoveAll(t.Context(), hook, xdp.Any)
+}
+
+// holdfastLoader is the command when it is called by the name xdp-loader.
+type holdfastLoader struct{}
+
+func (holdfastLoader) Command(bpffs string, args ...string) *exec.Cmd {
+	cmd := kerneltest.Command("holdfast", args...)
+	cmd.Args[0] = "/usr/sbin/xdp-loader"
+	cmd.Env = append(cmd.Env, "LIBXDP_BPFFS="+bpffs)
+	return cmd
 }

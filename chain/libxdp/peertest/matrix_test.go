@@ -75,7 +75,15 @@ const (
 	onDropAndPass = "XDP_DROP,XDP_PASS"
 )
 
-func TestEachToolSharesHooksWithEachOther(t *testing.T) {
+// TestDebate shows what the kernel's developers argued about in March 2020, each
+// claim as far as it is that of shared hooks.
+func TestDebate(t *testing.T) {
+	t.Run("well-behaved applications need no more than compare-and-swap with the expected program", changeOneHookAtOnce)
+	t.Run("query, see that it is a dispatcher, build a new one, swap it: by netlink, without a daemon", eachToolSharesHooks)
+}
+
+// eachToolSharesHooks with each other: writers and readers in all pairs.
+func eachToolSharesHooks(t *testing.T) {
 	needChains(t)
 	table := interoperability(t)
 	for _, writer := range tools(t) {
@@ -87,7 +95,11 @@ func TestEachToolSharesHooksWithEachOther(t *testing.T) {
 					t.Fatalf("the table does not say what %s does with version %d", other.name(), p.version)
 				}
 				t.Run("one and two members", p.few)
-				t.Run("ten members", p.ten)
+				// Tools of xdp-tools that do all with each other's chains show
+				// it with few.
+				if ours := (library{}).name(); p.can != (can{}) || writer.name() == ours || other.name() == ours {
+					t.Run("ten members", p.ten)
+				}
 			})
 		}
 	}
@@ -198,7 +210,6 @@ func (p pair) few(t *testing.T) {
 	p.mustLoad(t, s, first)
 	one := p.made(t, s, first)
 	p.read(t, s, one)
-	s.send(t, one, []uint64{packets}, 0)
 
 	if !p.did(t, "add to", p.other.load(t, s, second), p.can.add) {
 		untouched(t, s, one)

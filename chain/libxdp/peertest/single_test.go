@@ -20,7 +20,9 @@ const (
 // The machine's own kernel may be one of these, and none of the others is.
 func TestXDPLoaderFallsBackToOneProgram(t *testing.T) {
 	extensions := haveFreplace(t)
-	for name, l := range loaders(t) {
+	all := loaders(t)
+	all[holdfast] = holdfastLoader{}
+	for name, l := range all {
 		t.Run(name, func(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			s := newSite(t)

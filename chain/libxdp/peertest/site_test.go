@@ -1,12 +1,14 @@
 package peertest
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -38,21 +40,22 @@ func needChains(t *testing.T) {
 	}
 }
 
-func haveFreplace(t *testing.T) bool {
+func haveFreplace(t *testing.T) bool { return have(t, features.Freplace) }
+
+// kernelFeatures is what the kernel can do.
+var kernelFeatures = sync.OnceValues(func() ([]features.Feature, error) { return features.Kernel(context.Background()) })
+
+func have(t *testing.T, feature string) bool {
 	t.Helper()
-	all, err := features.Kernel(t.Context())
+	all, err := kernelFeatures()
 	if err != nil {
 		t.Fatal(err)
 	}
-	switch f := features.Find(all, features.Freplace); f.Supported {
-	case features.Yes:
-		return true
-	case features.No:
-		return false
-	default:
-		t.Fatalf("can this kernel replace functions of programs? %s", f.Reason)
-		return false
+	f := features.Find(all, feature)
+	if f.Supported == features.Unknown {
+		t.Fatalf("can this kernel do that? %s: %s", f.About, f.Reason)
 	}
+	return f.Supported == features.Yes
 }
 
 // member is a member of a chain.

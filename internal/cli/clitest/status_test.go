@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -128,6 +129,15 @@ func TestStatusFindsAllNamespaces(t *testing.T) {
 	m.holds(0)
 }
 
+func TestStatusLeavesOutWhatTheCallerMayNotSee(t *testing.T) {
+	m := newMachine(t)
+	cmd := m.command("status", "--all-netns")
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	if r := m.finish(m.Near, cmd).succeeds(); strings.Contains(r.err, "can't be looked into") {
+		t.Errorf("%s\nthose of others' processes among them", r)
+	}
+}
+
 func TestAnAttachmentGoesWithItsInterfaceAndGCRemovesTheRest(t *testing.T) {
 	m := newMachine(t)
 	dir := kerneltest.BPFFS(t)
@@ -210,7 +220,7 @@ func TestWhoseAttachmentHasEndedIsToldSoOnce(t *testing.T) {
 	m.holdfast("detach", m.NearName).fails(3, append(says, "nothing left to detach")...)
 	m.holdfast("detach", m.NearName).fails(7, "not attached")
 
-	m.attach("pass", "--name", "guard", "--shared")
+	m.attach("pass", "--name", "guard", "--shared", "--single")
 	if err := m.Near.Conn.SetXDP(m.NearIndex, -1, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -302,12 +312,16 @@ func TestATableFitsTheTerminalItIsShownOn(t *testing.T) {
 	cmd := m.command("status")
 	cmd.Stdout = terminal
 	m.Near.In(t, cmd.Run)
-	buffer := make([]byte, 4096)
-	n, err := control.Read(buffer)
-	if err != nil {
-		t.Fatal(err)
+	// The kernel hands over what was written to a terminal piece by piece.
+	shown, buffer := "", make([]byte, 4096)
+	for strings.Count(shown, "\n") < 2 {
+		n, err := control.Read(buffer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown += string(buffer[:n])
 	}
-	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(buffer[:n]), "\r", "")), "\n")
+	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(shown, "\r", "")), "\n")
 	if len(lines) != 2 || !strings.Contains(lines[1], "…") {
 		t.Errorf("the terminal shows %q", lines)
 	}

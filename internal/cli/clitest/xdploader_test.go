@@ -136,12 +136,23 @@ func TestXDPLoaderAttachesAloneWhereThereCanBeNoChain(t *testing.T) {
 		m.xdpLoader(env, "unload", m.NearName, "-i", itoa(m.native())).exits(0)
 		m.holds(0)
 		m.xdpLoader(env, "unload", m.NearName, "-a").exits(1, "No XDP program loaded on "+m.NearName+"\n")
-		m.xdpLoader(env, "load", m.NearName, object, object).exits(161, "not supported")
-		m.holds(0)
 	}
+	together := func(env ...string) result { return m.xdpLoader(env, "load", m.NearName, object, object) }
 	nowhere := t.TempDir()
-	alone([]string{"LIBXDP_SKIP_DISPATCHER=1"})
+	const skip = "LIBXDP_SKIP_DISPATCHER=1"
+	alone([]string{skip})
+	// Two can't do without, whatever the environment says.
+	if hasFreplace(t) {
+		together(skip).exits(0)
+		m.xdpLoaderMembers("xdp_pass", "xdp_pass")
+		m.xdpLoader(nil, "unload", m.NearName, "-a").exits(0)
+	} else {
+		together(skip).exits(161, "not supported")
+	}
+	m.holds(0)
 	alone([]string{"LIBXDP_BPFFS=" + nowhere}, "No bpffs found at "+nowhere, check, falling)
+	together("LIBXDP_BPFFS="+nowhere).exits(161, "not supported")
+	m.holds(0)
 	m.xdpLoader([]string{"LIBXDP_BPFFS=" + nowhere}, "clean").exits(254, "No bpffs found at "+nowhere)
 	if !hasFreplace(t) {
 		alone(nil, check, falling)

@@ -2,7 +2,6 @@ package crashtest
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -82,7 +81,7 @@ func TestWhoPersistsALinkCanBeKilledAnywhere(t *testing.T) { sweepAll(t, byXDP, 
 // In a virtual machine the operations of the arbiter are swept as the command's,
 // and only the first also without it.
 func TestTheArbiterCanBeKilledAnywhere(t *testing.T) {
-	if inMachine() {
+	if kerneltest.InMachine() {
 		sweepAll(t, byArbiter, operations[:1])
 		return
 	}
@@ -340,20 +339,13 @@ func (s *site) cleanUp(t *testing.T, r request) {
 	s.empty(t)
 }
 
-// inMachine tells whether this is a virtual machine, where a kill takes ten
-// times as long.
-func inMachine() bool {
-	name := os.Getenv("HOLDFAST_TEST_KERNEL")
-	return name != "" && name != "host"
-}
-
 // points are the calls that a process is killed at: all that may change
 // something. In a virtual machine the arbiter and the command are killed only
 // where they leave something that others can see. What they load before leaves
 // with them wherever they are killed, as who persists a link shows, who loads in
 // the same way and is killed everywhere.
 func points(f floor) func(crash.Point) bool {
-	if f == byXDP || !inMachine() {
+	if f == byXDP || !kerneltest.InMachine() {
 		return crash.Changes
 	}
 	return func(p crash.Point) bool { return crash.Changes(p) && visible(p) }

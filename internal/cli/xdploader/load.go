@@ -36,7 +36,9 @@ func (l *loader) load(r request) int {
 	for i, file := range r.files {
 		a, err := l.addition(r, i, file, h)
 		if err != nil {
-			return l.fail("Couldn't open file '"+file+"'", err)
+			l.warn("Couldn't open file '%s': %s", file, words(errno(err)))
+			l.why(err)
+			return exitCode(err)
 		}
 		adds = append(adds, a)
 	}
@@ -100,7 +102,8 @@ func makePinPath(path string) (bool, error) {
 // attach adds the programs to the chain, or attaches the only one alone where
 // that is asked for or there can be no chain.
 func (l *loader) attach(h *xdp.Hook, adds []libxdp.Addition) error {
-	if l.isSet("LIBXDP_SKIP_DISPATCHER") || h.Mode() == xdp.Offload {
+	// Several files get a dispatcher all the same, as there.
+	if l.isSet("LIBXDP_SKIP_DISPATCHER") && len(adds) == 1 || h.Mode() == xdp.Offload {
 		return l.single(h, adds)
 	}
 	chains, err := l.chains()
@@ -156,7 +159,7 @@ func (l *loader) single(h *xdp.Hook, adds []libxdp.Addition) error {
 	if len(adds) > 1 {
 		return &xdp.Error{
 			Op: "load", Hook: h.String(), Err: xdp.ErrNotSupported, Detail: "without a dispatcher an interface has one program",
-			Hint: "load one file, or without LIBXDP_SKIP_DISPATCHER",
+			Hint: "load one file",
 		}
 	}
 	state, err := h.Query()

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Sweep kills a command at every point that it has, before and after the call,
-// one run each.
+// Sweep kills a command at every point that it has, before and after the call
+// unless it says otherwise, one run each.
 type Sweep struct {
 	// Setup makes the state that the command starts from and returns the
 	// command. It is called for each run with the run's own t, and leaves the
@@ -17,6 +17,10 @@ type Sweep struct {
 	// It is called also for the runs that nothing disturbed. Processes that
 	// the command had started may still be running, and are ended after it.
 	Check func(t *testing.T, run Run)
+	// BeforeOnly leaves out the kills after each call. Where every call counts
+	// that has an effect, they leave what the kill before the next one leaves,
+	// in half the time; what differs is only what the process itself has told.
+	BeforeOnly bool
 
 	// uncounted keeps the sweeps that test this package, and no operation of
 	// Holdfast, out of the number of points.
@@ -52,6 +56,10 @@ func (s Sweep) Run(t *testing.T) {
 	if !ok {
 		return
 	}
+	sides := []Side{Before, After}
+	if s.BeforeOnly {
+		sides = sides[:1]
+	}
 	ran := false // whether -run has let the last kill be made
 	for n, ended := 1, false; !ended; n++ {
 		if n > points+slack {
@@ -60,7 +68,7 @@ func (s Sweep) Run(t *testing.T) {
 			}
 			break
 		}
-		for _, side := range []Side{Before, After} {
+		for _, side := range sides {
 			name := fmt.Sprintf("%v %d", side, n)
 			if n <= len(whole.Points) {
 				p := whole.Points[n-1]

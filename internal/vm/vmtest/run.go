@@ -20,10 +20,11 @@ import (
 )
 
 const (
-	// At most this many machines run at once: each has two processors, and
-	// tests with traffic need them.
-	machinesAtOnce  = 2
-	compilersAtOnce = 2
+	// At most this many environments run at once, of which each takes up to
+	// one processor: tests wait for the kernel as often as they compute, so
+	// that one more than a small machine has processors is not too many.
+	environmentsAtOnce = 3
+	compilersAtOnce    = 2
 )
 
 // runner holds what all environments of a run share.
@@ -137,20 +138,21 @@ func inParallel(limit, n int, f func(i int)) {
 	wg.Wait()
 }
 
-// runAll runs every environment: what runs on this machine first and alone,
-// then the machines.
+// runAll runs every environment: the pure tests first, for they fail soonest,
+// then the kernels, the newest first, for it takes longest.
 func (r *runner) runAll(ctx context.Context) []*environmentReport {
 	reports := make([]*environmentReport, len(r.kernels))
-	var machines []int
+	var kernels []int
 	for i, environment := range r.kernels {
-		if environment == pureTests || environment == hostKernel {
+		if environment == pureTests {
 			reports[i] = r.runOne(ctx, environment)
 		} else {
-			machines = append(machines, i)
+			kernels = append(kernels, i)
 		}
 	}
-	inParallel(machinesAtOnce, len(machines), func(n int) {
-		i := machines[n]
+	slices.Reverse(kernels)
+	inParallel(environmentsAtOnce, len(kernels), func(n int) {
+		i := kernels[n]
 		reports[i] = r.runOne(ctx, r.kernels[i])
 	})
 	return reports
