@@ -70,9 +70,11 @@ func command(line []string) *exec.Cmd {
 	return cmd
 }
 
-func run(line []string) error {
+func run(line []string) error { return finish(command(line)) }
+
+// finish runs the command to its end.
+func finish(cmd *exec.Cmd) error {
 	var output bytes.Buffer
-	cmd := command(line)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s: %w: %s", cmd, err, bytes.TrimSpace(output.Bytes()))

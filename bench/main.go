@@ -20,11 +20,15 @@ func main() {
 func bench() error {
 	docs := flag.String("docs", "docs", "directory of benchmarks.md and its plots, in the module's")
 	interfaces := flag.Int("interfaces", 0, "run one world of that many interfaces and print its results (used by the program itself)")
-	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces")
-	scratch := flag.String("scratch", "", "directory for files, with -interfaces")
+	inGuest := flag.Bool("chains", false, "measure shared chains, with what the virtual machine has, and print the results (used by the program itself)")
+	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces or -chains")
+	scratch := flag.String("scratch", "", "directory for files, with -interfaces or -chains")
 	flag.Parse()
 	if *interfaces > 0 {
 		return child(*interfaces, *holdfast, *scratch, os.Stdout)
+	}
+	if *inGuest {
+		return chains(*holdfast, *scratch, os.Stdout)
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("attaching needs root: run it with sudo")
@@ -44,7 +48,7 @@ func bench() error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "./cmd/holdfast", "./bench/nothing")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "./cmd/holdfast", "./bench", "./bench/nothing")
 	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build holdfast: %w\n%s", err, output)
@@ -58,8 +62,12 @@ func bench() error {
 		}
 		all = append(all, r)
 	}
+	chains, err := inMachine(dir)
+	if err != nil {
+		return err
+	}
 	if !filepath.IsAbs(*docs) {
 		*docs = filepath.Join(root, *docs)
 	}
-	return report(*docs, all)
+	return report(*docs, all, chains)
 }

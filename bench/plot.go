@@ -13,7 +13,10 @@ import (
 )
 
 // plots draws what the tables say.
-func plots(docs string, all []*results) error {
+func plots(docs string, all []*results, chains *results) error {
+	if err := plotChains(filepath.Join(docs, "benchmarks-chains.svg"), chains); err != nil {
+		return err
+	}
 	if err := plotLibrary(filepath.Join(docs, "benchmarks-library.svg"), all); err != nil {
 		return err
 	}
@@ -97,4 +100,36 @@ func plotCommands(path string, r *results) error {
 	p.Y.Max *= 1.25 // the legend's place
 	p.X.Min, p.X.Max = p.X.Min-0.3, p.X.Max+0.6
 	return p.Save(7*vg.Inch, 3.5*vg.Inch, path)
+}
+
+// plotChains shows how long it takes to add a member, without the kernel's grace
+// period for the program that is swapped.
+func plotChains(path string, r *results) error {
+	p := newPlot("A member added to a chain, without grace periods")
+	p.X.Label.Text, p.Y.Label.Text = "members afterwards", "ms"
+	names := []string{library, owned}
+	for _, line := range chainPeers {
+		names = append(names, peerName(line))
+	}
+	for i, name := range names {
+		points := make(plotter.XYs, len(chainSizes))
+		for j, size := range chainSizes {
+			points[j] = plotter.XY{X: float64(size), Y: r.Races[chainedCrowded].of(adding(size), name).mid / 1e6}
+		}
+		line, dots, err := plotter.NewLinePoints(points)
+		if err != nil {
+			return err
+		}
+		line.Color, dots.Color, dots.Shape = palette[i], palette[i], draw.CircleGlyph{}
+		p.Add(line, dots)
+		p.Legend.Add(name, line, dots)
+	}
+	var ticks []plot.Tick
+	for _, size := range chainSizes {
+		ticks = append(ticks, plot.Tick{Value: float64(size), Label: fmt.Sprint(size)})
+	}
+	p.X.Tick.Marker = plot.ConstantTicks(ticks)
+	p.Y.Min = 0
+	p.Y.Max *= 1.3 // the legend's place
+	return p.Save(6*vg.Inch, 3.5*vg.Inch, path)
 }

@@ -54,8 +54,8 @@ func gravest(estimates []estimate, limit float64) int {
 }
 
 // report writes benchmarks.md and its plots, and prints the targets.
-func report(docs string, all []*results) error {
-	targets := targets(all)
+func report(docs string, all []*results, chains *chainResults) error {
+	targets := append(targets(all), chainTargets(chains.results)...)
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Benchmarks\n\n`make bench` wrote this file and its plots; run it again, as root, for the\nnumbers of another machine. It took these on:\n\n%s\n", machine())
 
@@ -150,11 +150,12 @@ kernel what is attached now, and mark the change as acknowledged.
 	}
 	b.WriteString("\nOf the three only Holdfast says who holds a program. `xdp-loader` is left out\nwhere its time, which grows with the square of the interfaces, is many seconds.\n")
 	memoryTable(&b, all)
+	chainSection(&b, chains)
 	b.WriteString(method)
 	if err := os.WriteFile(filepath.Join(docs, "benchmarks.md"), b.Bytes(), 0o644); err != nil {
 		return err
 	}
-	return plots(docs, all)
+	return plots(docs, all, chains.results)
 }
 
 const method = `
@@ -174,6 +175,9 @@ const method = `
   commands there is a pause, so that none pays for what the kernel does behind
   the last one.
 - Memory is VmHWM, read when the process is about to exit.
+- The virtual machine is emulated, and its clock counts instructions, one a
+  nanosecond: its times are no real machine's, and only what one needs more than
+  another is to be read from them.
 `
 
 // targets judges what was measured.
@@ -216,6 +220,79 @@ func targets(all []*results) []target {
 	memory := float64(peak) * 1024
 	return append(t, target{"memory of `holdfast`", "20 MB",
 		fmt.Sprintf("%.1f MB at most (%s)", memory/1e6, job), judge(estimate{memory, memory, memory}, 20e6)})
+}
+
+// chainTargets judges the worst of all lengths of the chain, by each xdp-loader.
+func chainTargets(r *results) []target {
+	var t []target
+	for _, group := range chainGroups {
+		for _, goal := range []struct {
+			what, who string
+			step      func(size int) string
+			limit     float64
+		}{
+			{"library, a member added, to `xdp-loader`", library, adding, 0.2},
+			{"`holdfast attach --shared` to `xdp-loader`", owned, adding, 1},
+			{"`holdfast detach` of a member to `xdp-loader`", owned, removing, 1},
+		} {
+			var estimates []estimate
+			var where []string
+			for _, size := range chainSizes {
+				for _, line := range chainPeers {
+					estimates = append(estimates, r.Races[group.name].ratio(goal.step(size), goal.who, peerName(line)))
+					where = append(where, fmt.Sprintf("%s, to %s", goal.step(size), line))
+				}
+			}
+			i := gravest(estimates, goal.limit)
+			t = append(t, target{
+				goal.what + group.suffix, fmt.Sprintf("%.2f", goal.limit),
+				fmt.Sprintf("%s at worst (%s)", ratio(estimates[i]), where[i]), judge(estimates[i], goal.limit),
+			})
+		}
+	}
+	return t
+}
+
+func chainSection(b *bytes.Buffer, c *chainResults) {
+	fmt.Fprintf(b, `
+## Shared chains
+
+A member more at the end of a chain, and one less: with package chain/libxdp in a
+running process, from the object file on, and with whole processes of
+%[1]s and of %[2]s, the latter as Debian has them in xdp-tools %[3]s. They run in
+a virtual machine with Linux %[4]s, because a machine's own kernel may refuse
+extensions. Ratios below 1 mean that Holdfast is faster.
+
+What the library replaced it removes a grace period later, when no packet can be
+in it any more, and its caller does not wait for that. The command does, except
+after a first member; %[2]s removes the old chain at once.
+
+![times to add a member](benchmarks-chains.svg)
+`, "`holdfast attach --shared` and `detach`", "`xdp-loader`", strings.Join(c.peers, " and "), c.release)
+	for _, group := range chainGroups {
+		o := c.Races[group.name]
+		fmt.Fprintf(b, "\n%s:\n\n| job | library | holdfast |", group.heading)
+		for _, line := range chainPeers {
+			fmt.Fprintf(b, " %s |", peerName(line))
+		}
+		for _, line := range chainPeers {
+			fmt.Fprintf(b, " library / %[1]s | holdfast / %[1]s |", line)
+		}
+		fmt.Fprintf(b, "\n|---|---|---|%s\n", strings.Repeat("---|", 3*len(chainPeers)))
+		for _, step := range o.Steps {
+			fmt.Fprintf(b, "| %s | %s | %s |", step, duration(o.of(step, library).mid), duration(o.of(step, owned).mid))
+			for _, line := range chainPeers {
+				fmt.Fprintf(b, " %s |", duration(o.of(step, peerName(line)).mid))
+			}
+			for _, line := range chainPeers {
+				for _, who := range []string{library, owned} {
+					fmt.Fprintf(b, " %s |", ratio(o.ratio(step, who, peerName(line))))
+				}
+			}
+			b.WriteString("\n")
+		}
+		fmt.Fprintf(b, "\n%d rounds.\n", o.Rounds)
+	}
 }
 
 // comparison is a table of contenders, the first of which the others are

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -262,7 +264,18 @@ func (c *Chains) try(ctx context.Context, r request, adds additions) (*Chain, er
 	if err != nil {
 		return nil, err
 	}
-	defer there.close()
+	result, err := c.tryOn(ctx, r, there, adds)
+	if err != nil {
+		there.close()
+		return nil, err
+	}
+	c.mend(r.hook, there.Dispatcher.ID, result.Dispatcher.ID)
+	c.letGo(r.hook, there.Dispatcher.ID, there.close)
+	return result, nil
+}
+
+// tryOn is try without what comes before and after.
+func (c *Chains) tryOn(ctx context.Context, r request, there *snapshot, adds additions) (*Chain, error) {
 	if err := c.admit(r, there, adds.adopt()); err != nil {
 		return nil, err
 	}
@@ -284,7 +297,6 @@ func (c *Chains) try(ctx context.Context, r request, adds additions) (*Chain, er
 	if err := c.swap(ctx, r, there, b); err != nil {
 		return nil, err
 	}
-	c.tidy(r.hook, there.Dispatcher.ID)
 	return b.chain(r, there), nil
 }
 
@@ -304,7 +316,6 @@ func (c *Chains) detach(ctx context.Context, r request, there *snapshot) (*Chain
 	if err := r.hook.Detach(there.expectation()); err != nil {
 		return nil, r.refused(err)
 	}
-	c.tidy(r.hook, there.Dispatcher.ID)
 	return &Chain{Kind: Empty, Mode: there.Mode}, nil
 }
 
@@ -495,41 +506,105 @@ func (c *Chains) still(r request, there *snapshot) error {
 // the caller's context any more.
 const tidyTimeout = time.Minute
 
-// tidy removes the pins of the dispatcher that was detached, 0 for none, and
-// what killed processes left at the hook. The change is made already: what
-// stays is for the next one.
-func (c *Chains) tidy(h *xdp.Hook, old uint32) {
+// mend removes what killed processes left at the hook, which is all but the pins
+// of the old and the new dispatcher. The change is made already: what stays is
+// for the next one.
+func (c *Chains) mend(h *xdp.Hook, old, now uint32) {
 	ctx, cancel := context.WithTimeout(context.Background(), tidyTimeout)
 	defer cancel()
-	if old != 0 {
-		// A packet that was in the old dispatcher when it was detached has yet
-		// to meet its members, which are gone with their pins.
+	found, err := c.directories(ctx, h.Index())
+	if err == nil {
+		found = slices.DeleteFunc(found, func(f Cleaned) bool {
+			return f.DispatcherID == old || f.DispatcherID == now || c.leaving.has(f.DispatcherID)
+		})
+		if len(found) > 0 {
+			_, err = c.cleanUp(ctx, h.Namespace(), found)
+		}
+	}
+	if err != nil {
+		c.log("old pins are left", "error", err)
+	}
+}
+
+// letGo removes the pins of the dispatcher that was detached, 0 for none, and
+// then calls done. A packet that was in the old dispatcher at that moment has
+// yet to meet its members, which are gone with their pins: so they stay for as
+// long as it can take, and nobody is kept waiting but Close. Until then what
+// there is to close, the dispatcher above all, shows others that the pins are in
+// use.
+func (c *Chains) letGo(h *xdp.Hook, old uint32, done func()) {
+	if old == 0 || c.root == nil {
+		done()
+		return
+	}
+	index := h.Index()
+	c.leaving.start(old, func() {
+		defer done()
+		ctx, cancel := context.WithTimeout(context.Background(), tidyTimeout)
+		defer cancel()
 		if err := kernel.AwaitGracePeriod(); err != nil {
 			c.log("the kernel offers no wait for the packets under way", "error", err)
 			_ = pause(ctx, graceTime)
 		}
-	}
-	l, err := c.lock(ctx)
-	if errors.Is(err, fs.ErrNotExist) {
-		return // nobody has pinned anything
-	}
-	if err != nil {
-		c.log("old pins are left", "error", err)
-		return
-	}
-	if old != 0 {
-		if err := l.unpin(h.Index(), old); err != nil {
+		l, err := c.lock(ctx)
+		if errors.Is(err, fs.ErrNotExist) {
+			return // nobody has pinned anything
+		}
+		if err == nil {
+			err = l.unpin(index, old)
+			l.unlock()
+		}
+		if err != nil {
 			c.log("old pins are left", "error", err)
 		}
+	})
+}
+
+// leaving are dispatchers that were replaced and have pins still, each with a
+// channel that is closed when they are gone.
+type leaving struct {
+	mutex sync.Mutex
+	gone  map[uint32]chan struct{}
+}
+
+// start calls remove, which is to remove the dispatcher's pins, in the
+// background.
+func (l *leaving) start(id uint32, remove func()) {
+	gone := make(chan struct{})
+	l.mutex.Lock()
+	if l.gone == nil {
+		l.gone = map[uint32]chan struct{}{}
 	}
-	leftovers, err := l.dispatchers(h.Index())
-	l.unlock()
-	if err != nil {
-		c.log("old pins are left", "error", err)
-		return
-	}
-	if _, err := c.cleanUp(ctx, h.Namespace(), leftovers); err != nil {
-		c.log("old pins are left", "error", err)
+	l.gone[id] = gone
+	l.mutex.Unlock()
+	go func() {
+		remove()
+		l.mutex.Lock()
+		delete(l.gone, id)
+		l.mutex.Unlock()
+		close(gone)
+	}()
+}
+
+func (l *leaving) has(id uint32) bool {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.gone[id] != nil
+}
+
+// wait returns when there was a moment without any.
+func (l *leaving) wait() {
+	for {
+		var gone chan struct{}
+		l.mutex.Lock()
+		for _, gone = range l.gone {
+			break
+		}
+		l.mutex.Unlock()
+		if gone == nil {
+			return
+		}
+		<-gone
 	}
 }
 
@@ -579,7 +654,8 @@ func (c *Chains) removeAll(ctx context.Context, h *xdp.Hook, e xdp.Expectation) 
 		err = h.Detach(expect)
 		if err == nil {
 			if a != nil {
-				c.tidy(h, a.Program.ID)
+				c.mend(h, a.Program.ID, 0)
+				c.letGo(h, a.Program.ID, func() {})
 			}
 			return nil
 		}

@@ -18,8 +18,10 @@
 //
 // All else is in the dispatcher's read-only data: priorities, actions, flags.
 //
-// The lock is held for reading pins, and for pinning, swapping and unpinning as
-// one; never while a program is loaded. A process that is killed anywhere leaves
+// The lock is held for reading pins, for pinning and swapping as one, and for
+// unpinning; never while a program is loaded. What was replaced keeps its pins
+// until no packet can be in it any more: a change does not wait for that,
+// [Chains.Wait] and [Chains.Close] do. A process that is killed anywhere leaves
 // the old or the new chain whole, and at most pins that nothing is attached by,
 // which the next change at that hook removes, or [Chains.Clean].
 //

@@ -44,6 +44,7 @@ type Chains struct {
 	where   string
 	timeout time.Duration
 	log     func(msg string, args ...any)
+	leaving leaving
 }
 
 // Open opens the bpffs. Where there is none, what needs no pins works still, and
@@ -70,13 +71,21 @@ func Open(o Options) (*Chains, error) {
 	return c, nil
 }
 
-// Close closes the bpffs. It changes nothing.
+// Close waits as Wait does and closes the bpffs. It changes nothing.
 func (c *Chains) Close() error {
+	c.Wait()
 	if c.root == nil {
 		return nil
 	}
 	return c.root.Close()
 }
+
+// Wait returns when nothing is left of the chains that were changed. A change is
+// made when its method returns, but what it replaced keeps its pins for as long
+// as a packet can be under way in it, some milliseconds. Where the process ends
+// meanwhile they are for the next change at the hook to remove, whoever makes
+// it.
+func (c *Chains) Wait() { c.leaving.wait() }
 
 // Kind is what is at a hook.
 type Kind string

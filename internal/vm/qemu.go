@@ -21,13 +21,18 @@ const qemu = "qemu-system-x86_64"
 // qemuArgs is the machine: its console on the first serial line, the
 // guest's frames on the second, both to descriptors that QEMU inherits.
 func qemuArgs(image *Image, initrd string, cfg Config, consoleFD, lineFD int) []string {
+	cpu := "max,-cx16"
+	if cfg.ICount {
+		// What fills memory byte by byte, with rep stosb, would count each.
+		cpu += ",-erms,-fsrm"
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none",
 		// One thread for all processors: with one each, a kernel that patches
 		// its code while another processor runs it oopsed at boot now and then.
 		"-accel", "tcg,thread=single",
 		// Without cmpxchg16b: under TCG, 6.12 double-faults in it at random.
-		"-cpu", "max,-cx16",
+		"-cpu", cpu,
 		"-smp", strconv.Itoa(cfg.CPUs),
 		"-m", strconv.Itoa(cfg.MemoryMiB),
 		"-kernel", image.Vmlinuz,

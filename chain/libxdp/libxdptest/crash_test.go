@@ -69,6 +69,7 @@ func operate(args []string) int {
 		return fail(err)
 	}
 	fmt.Println("done")
+	chains.Wait()
 	return 0
 }
 

@@ -226,9 +226,10 @@ func (b *bench) want(members ...string) *libxdp.Chain {
 	return c
 }
 
-// wantDirs checks what is in the directory of pins.
+// wantDirs checks what is in the directory of pins, when changes have settled.
 func (b *bench) wantDirs(want ...string) {
 	b.Helper()
+	b.chains.Wait()
 	got := dirs(b.T, b.bpffs)
 	if !slices.Equal(got, want) {
 		b.Fatalf("the bpffs has %v, want %v", got, want)

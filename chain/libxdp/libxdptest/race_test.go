@@ -44,6 +44,7 @@ func contend(args []string) int {
 			fmt.Println(err)
 			continue
 		}
+		chains.Wait()
 		fmt.Println("done")
 	}
 	return 0

@@ -29,6 +29,7 @@ func (library) at(t *testing.T, s *site) (*libxdp.Chains, *xdp.Hook) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { chains.Close() })
+	s.opened = append(s.opened, chains)
 	ns, err := xdp.OpenNamespace(s.Near.Path())
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/features"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 )
@@ -22,7 +23,8 @@ func TestMain(m *testing.M) { kerneltest.Main(m, commands) }
 // site is a hook that several tools share, and the bpffs where they pin.
 type site struct {
 	*kerneltest.Veth
-	bpffs string
+	bpffs  string
+	opened []*libxdp.Chains
 }
 
 func newSite(t *testing.T) *site {
@@ -134,9 +136,12 @@ func (s *site) pinDir(dispatcher uint32) string {
 }
 
 // leftovers are the pins of chains that are not attached, and whatever else
-// lies beside.
+// lies beside, when what the library was asked to do has settled.
 func (s *site) leftovers(t *testing.T) []string {
 	t.Helper()
+	for _, chains := range s.opened {
+		chains.Wait()
+	}
 	own := filepath.Base(s.pinDir(s.attached(t)))
 	return slices.DeleteFunc(s.list(t, "xdp"), func(name string) bool { return name == own })
 }
