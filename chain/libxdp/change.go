@@ -638,6 +638,16 @@ func (b *build) chain(r request, there *snapshot) *Chain {
 	return c
 }
 
+// hold opens what is attached, if anything, for letGo to close.
+func hold(a *xdp.Attachment) (done func()) {
+	if a != nil {
+		if fd, err := kernel.ProgramByID(a.Program.ID); err == nil {
+			return func() { fd.Close() }
+		}
+	}
+	return func() {}
+}
+
 // removeAll detaches what is there.
 func (c *Chains) removeAll(ctx context.Context, h *xdp.Hook, e xdp.Expectation) error {
 	r := request{op: "detach", hook: h}
@@ -651,14 +661,16 @@ func (c *Chains) removeAll(ctx context.Context, h *xdp.Hook, e xdp.Expectation) 
 		if a != nil && e.IsAny() {
 			expect = xdp.ExpectID(a.Program.ID)
 		}
+		done := hold(a)
 		err = h.Detach(expect)
 		if err == nil {
 			if a != nil {
 				c.mend(h, a.Program.ID, 0)
-				c.letGo(h, a.Program.ID, func() {})
+				c.letGo(h, a.Program.ID, done)
 			}
 			return nil
 		}
+		done()
 		var changed *changedError
 		if !e.IsAny() || !errors.As(r.refused(err), &changed) || n == attempts || a == nil {
 			return err

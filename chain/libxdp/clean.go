@@ -16,6 +16,7 @@ import (
 
 // clean removes what killed processes left, and tells of what it left alone.
 func (c *Chains) clean(ctx context.Context, ns *xdp.Namespace, index int) ([]Cleaned, error) {
+	c.Wait()
 	found, err := c.directories(ctx, index)
 	if err != nil {
 		return nil, err
@@ -25,6 +26,7 @@ func (c *Chains) clean(ctx context.Context, ns *xdp.Namespace, index int) ([]Cle
 
 // leftovers tells what clean would remove and leave.
 func (c *Chains) leftovers(ctx context.Context, ns *xdp.Namespace, index int) ([]Cleaned, error) {
+	c.Wait()
 	found, err := c.directories(ctx, index)
 	if err != nil {
 		return nil, err

@@ -213,6 +213,7 @@ func TestWhatOthersPutIntoADirectoryStaysThere(t *testing.T) {
 	if c := b.read(); c.Problem != "" || !slices.Equal(names(c), []string{"m1", "m2", "m3"}) {
 		t.Errorf("the chain is %+v", c)
 	}
+	b.chains.Wait()
 	if left := tree(t, dir); !slices.Equal(left, []string{dir, theirs}) {
 		t.Errorf("there is %v, want only %s", left, theirs)
 	}
