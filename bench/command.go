@@ -65,8 +65,12 @@ func tools(holdfast, iface, object string) []tool {
 // command is a command line to run here, in the world's namespaces.
 func command(line []string) *exec.Cmd {
 	cmd := exec.Command(line[0], line[1:]...)
-	// The dispatcher would be another job: a chain, not a program.
-	cmd.Env = append(os.Environ(), "LIBXDP_SKIP_DISPATCHER=1")
+	cmd.Env = append(os.Environ(),
+		// The dispatcher would be another job: a chain, not a program.
+		"LIBXDP_SKIP_DISPATCHER=1",
+		// Otherwise the state is where process 1 sees it.
+		"HOLDFAST_BPFFS=/run/bench/bpf",
+	)
 	return cmd
 }
 

@@ -259,8 +259,9 @@ func chainSection(b *bytes.Buffer, c *chainResults) {
 
 A member more at the end of a chain, and one less: with package chain/libxdp in a
 running process, from the object file on, and with whole processes of
-%[1]s and of %[2]s, the latter as Debian has them in xdp-tools %[3]s. They run in
-a virtual machine with Linux %[4]s, because a machine's own kernel may refuse
+%[1]s, and of %[2]s,
+as it is in Debian's xdp-tools %[3]s. They run in a virtual machine
+with Linux %[4]s, because a machine's own kernel may refuse
 extensions. Ratios below 1 mean that Holdfast is faster.
 
 What the library replaced it removes a grace period later, when no packet can be
