@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/holdfast-bpf/holdfast/object"
@@ -18,43 +17,23 @@ const (
 	opDetach  = "detach"
 )
 
-// AttachRequest asks for a permanent attachment.
+// AttachRequest asks for an attachment to a shared hook.
 type AttachRequest struct {
 	Hook *xdp.Hook
 	// Program stays the caller's, who can close it afterwards.
 	Program *object.Loaded
 	// Name is what the owner calls the attachment.
 	Name string
-	// Shared attaches by netlink, where cooperation is all there is. The
-	// default is a link, which the kernel guards.
-	Shared bool
-	// Expect is what must be at a shared hook: what somebody else attached by
-	// netlink can be taken over, and what Holdfast attached can be replaced
-	// only. The zero value is xdp.Empty, which is all that an owned hook can be
-	// taken from.
+	// Expect is what must be attached: what somebody else attached by netlink
+	// can be taken over, and what Holdfast attached can be replaced only. The
+	// zero value is xdp.Empty.
 	Expect xdp.Expectation
-	// PersistAs is a path in a bpffs for a second pin of the link, for
-	// whoever else shall hold it; or empty.
-	PersistAs string
 }
 
-// Attach makes a permanent attachment. The errors are those of
-// [xdp.Hook.AttachLink] and [xdp.Hook.Attach], a [HeldError] where the rival is
-// Holdfast's, and ErrLockTimeout.
+// Attach attaches a program to a shared hook, by netlink, where cooperation is
+// all there is. The errors are those of [xdp.Hook.Attach], a [HeldError] where
+// the rival is Holdfast's, and ErrLockTimeout.
 func (a *Arbiter) Attach(ctx context.Context, r AttachRequest) (Acknowledge, error) {
-	if r.PersistAs != "" && r.Shared {
-		return nil, &xdp.Error{
-			Op: opAttach, Hook: r.Hook.String(), Err: xdp.ErrInvalid,
-			Detail: "what netlink attaches has no link that could be persisted", Hint: "attach it owned",
-		}
-	}
-	if r.PersistAs != "" {
-		path, err := filepath.Abs(r.PersistAs) // it is removed from elsewhere
-		if err != nil {
-			return nil, err
-		}
-		r.PersistAs = path
-	}
 	l, err := a.lock(ctx)
 	if err != nil {
 		return nil, err
@@ -71,16 +50,13 @@ func (a *Arbiter) Attach(ctx context.Context, r AttachRequest) (Acknowledge, err
 	switch {
 	case s.entry.repeats(c) && s.entry.madeBy(r) && !inOtherMode(s.at, r.Hook):
 		return a.repeat(l, s.entry, c)
-	case s.entry != nil, s.at != nil && (!r.Shared || r.Expect.IsZero() || s.at.Held == xdp.HeldByLink):
+	case s.entry != nil, s.at != nil && (r.Expect.IsZero() || s.at.Held == xdp.HeldByLink):
 		return nil, held(conflict(opAttach, r.Hook, s.at, "detach it first, or replace it"), s.entry)
 	}
 	e := &entry{key: hookKey(r.Hook), record: Record{
 		Name: r.Name, Interface: r.Hook.Name(), Owner: c.owner, Since: time.Now().Round(time.Second),
-		Held: xdp.HeldByLink, ProgramID: c.id, Digest: c.digest, PersistAs: r.PersistAs, Pending: c.pending(),
+		Held: xdp.HeldByNetlink, ProgramID: c.id, Digest: c.digest, Pending: c.pending(),
 	}}
-	if r.Shared {
-		e.record.Held = xdp.HeldByNetlink
-	}
 	if err := a.create(l, e, r, c); err != nil {
 		return nil, held(err, s.entry)
 	}
@@ -108,25 +84,11 @@ func (a *Arbiter) create(l locked, e *entry, r AttachRequest, c change) (err err
 	if err := createRecord(a.root.Path(e.key, recordPin), e.record); err != nil {
 		return err
 	}
-	if r.Shared {
-		expect := r.Expect
-		if expect.IsZero() {
-			expect = xdp.Empty
-		}
-		return r.Hook.Attach(r.Program.Program, expect)
+	expect := r.Expect
+	if expect.IsZero() {
+		expect = xdp.Empty
 	}
-	link, err := r.Hook.AttachLink(r.Program.Program)
-	if err != nil {
-		return err
-	}
-	defer link.Close()
-	if err := link.Persist(a.root.Path(e.key, linkPin)); err != nil {
-		return err
-	}
-	if r.PersistAs != "" {
-		return link.Persist(r.PersistAs)
-	}
-	return nil
+	return r.Hook.Attach(r.Program.Program, expect)
 }
 
 // ReplaceRequest asks for another program in place of the one attached.
@@ -135,13 +97,11 @@ type ReplaceRequest struct {
 	Program *object.Loaded
 	// Expect is what must be attached until then.
 	Expect xdp.Expectation
-	// BoundTo is the interface that a device-bound program was loaded for.
-	BoundTo int
 }
 
-// Replace replaces the program of an attachment that Holdfast made: every packet
-// meets the old one or the new one. The errors are those of [xdp.Link.Replace]
-// and [xdp.Hook.Attach], xdp.ErrNotAttached, xdp.ErrGone where what Holdfast
+// Replace replaces the program that Holdfast attached to a shared hook: every
+// packet meets the old one or the new one. The errors are those of
+// [xdp.Hook.Attach], xdp.ErrNotAttached, xdp.ErrInvalid where the hook is owned, xdp.ErrGone where what Holdfast
 // attached has ended without it, a conflict where somebody else made the
 // attachment, and ErrLockTimeout.
 func (a *Arbiter) Replace(ctx context.Context, r ReplaceRequest) (Acknowledge, error) {
@@ -154,7 +114,6 @@ func (a *Arbiter) Replace(ctx context.Context, r ReplaceRequest) (Acknowledge, e
 	if err != nil {
 		return nil, err
 	}
-	c.boundTo = r.BoundTo
 	s, err := a.here(l, r.Hook)
 	switch {
 	case err != nil:
@@ -165,6 +124,8 @@ func (a *Arbiter) Replace(ctx context.Context, r ReplaceRequest) (Acknowledge, e
 		return nil, nothingAttached(opReplace, r.Hook, s.at)
 	case s.entry == nil:
 		return nil, foreign(opReplace, r.Hook, s.at, "its owner must replace it; or detach it with --foreign, and attach")
+	case s.entry.chain != nil:
+		return nil, ownedHook(opReplace, r.Hook)
 	case s.entry.repeats(c):
 		return a.repeat(l, s.entry, c)
 	case !r.Expect.IsZero() && !r.Expect.Holds(s.at.Program.ID):
@@ -186,7 +147,7 @@ func (a *Arbiter) replace(l locked, e *entry, h *xdp.Hook, c change, expect xdp.
 	if err := a.writeRecord(l, e); err != nil {
 		return nil, err
 	}
-	swapErr := a.swap(e, h, c, expect)
+	swapErr := h.Attach(c.program.Program, expect)
 	keep := c.id
 	if swapErr != nil {
 		keep, e.record.Pending = e.record.ProgramID, nil
@@ -222,19 +183,7 @@ func atHook(err error, h *xdp.Hook) error {
 	return err
 }
 
-func (a *Arbiter) swap(e *entry, h *xdp.Hook, c change, expect xdp.Expectation) error {
-	if e.link == nil {
-		return h.Attach(c.program.Program, expect)
-	}
-	link, err := xdp.OpenPinned(a.root.Path(e.key, linkPin))
-	if err != nil {
-		return err
-	}
-	defer link.Close()
-	return link.Replace(xdp.ReplaceOptions{Program: c.program.Program, Expect: expect, Hook: h, BoundTo: c.boundTo})
-}
-
-// DetachRequest asks to take a program off.
+// DetachRequest asks to take off what is not in an owned hook's chain.
 type DetachRequest struct {
 	Hook *xdp.Hook
 	// Expect is what must be attached. The zero value is what Holdfast
@@ -280,6 +229,8 @@ func (a *Arbiter) Detach(ctx context.Context, r DetachRequest) (Acknowledge, err
 		return nil, e
 	case s.entry == nil:
 		return done, detachForeign(r, s.at)
+	case s.entry.chain != nil:
+		return nil, ownedHook(opDetach, r.Hook)
 	}
 	return a.detach(l, s.entry, r.Hook, s.at)
 }
@@ -296,13 +247,9 @@ func (a *Arbiter) detach(l locked, e *entry, h *xdp.Hook, at *xdp.Attachment) (A
 			return nil, err
 		}
 	}
-	if e.link == nil {
-		if err := h.Detach(xdp.ExpectID(at.Program.ID)); err != nil {
-			e.record.Pending = nil
-			return nil, held(errors.Join(err, a.writeRecord(l, e)), e)
-		}
-	} else if err := a.detachLink(l, e); err != nil {
-		return nil, err
+	if err := h.Detach(xdp.ExpectID(at.Program.ID)); err != nil {
+		e.record.Pending = nil
+		return nil, held(errors.Join(err, a.writeRecord(l, e)), e)
 	}
 	return func() error {
 		l, err := a.lock(context.Background())
@@ -349,7 +296,6 @@ type change struct {
 	program *object.Loaded
 	id      uint32
 	digest  string
-	boundTo int
 }
 
 func newChange(op string, p *object.Loaded) (change, error) {
@@ -381,22 +327,12 @@ func (e *entry) repeats(c change) bool {
 
 // madeBy tells whether the entry is what the request would make.
 func (e *entry) madeBy(r AttachRequest) bool {
-	return e.record.Name == r.Name && e.record.PersistAs == r.PersistAs && (e.record.Held == xdp.HeldByNetlink) == r.Shared
+	return e.chain == nil && e.record.Name == r.Name
 }
 
 // repeat completes what a killed process had done.
 func (a *Arbiter) repeat(l locked, e *entry, c change) (Acknowledge, error) {
 	a.log("completed what a killed process had begun", "entry", e.key, "name", e.record.Name, "op", c.op)
-	if e.link != nil && e.record.PersistAs != "" {
-		link, err := xdp.OpenPinned(a.root.Path(e.key, linkPin))
-		if err != nil {
-			return nil, err
-		}
-		defer link.Close()
-		if err := link.Persist(e.record.PersistAs); err != nil && (!errors.Is(err, xdp.ErrExists) || !e.secondPin()) {
-			return nil, err
-		}
-	}
 	e.record.Pending.By = c.owner.Process
 	if err := a.writeRecord(l, e); err != nil {
 		return nil, err
@@ -423,6 +359,14 @@ func (a *Arbiter) acknowledge(key string, c change) Acknowledge {
 		}
 		e.record.Pending = nil
 		return a.writeRecord(l, e)
+	}
+}
+
+// ownedHook says that the hook has a chain, whose members are changed by Apply.
+func ownedHook(op string, h *xdp.Hook) error {
+	return &xdp.Error{
+		Op: op, Hook: h.String(), Err: xdp.ErrInvalid, Detail: "the hook is owned, and has a chain of members",
+		Hint: "say which member is meant",
 	}
 }
 

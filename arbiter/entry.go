@@ -28,6 +28,9 @@ type entry struct {
 	link *xdp.LinkInfo
 	// arrays are the names of pinned program arrays.
 	arrays []string
+	// chain is what is recorded of an owned hook, nil for a shared one. The
+	// record is then made up of it, for messages.
+	chain *chainRecord
 }
 
 const (
@@ -161,9 +164,34 @@ func (a *Arbiter) readEntry(key string) (*entry, error) {
 				return nil, err
 			}
 			e.link = &info
+		case name == chainPin:
+			e.chain, err = readChainRecord(a.root.Path(key, chainPin))
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, a.notOurs(key, err)
+			}
+			e.record, e.recordErr = e.chain.summary(), nil
 		case strings.HasPrefix(name, arrayPrefix):
 			e.arrays = append(e.arrays, name)
 		}
+	}
+	if e.chain != nil && e.link == nil && e.chain.header.LinkID != 0 {
+		// Nobody pinned it: the holders of its members alone keep it.
+		l, err := xdp.OpenID(e.chain.header.LinkID)
+		if errors.Is(err, xdp.ErrNotFound) {
+			return e, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		info, err := l.Info()
+		l.Close()
+		if err != nil {
+			return nil, err
+		}
+		e.link = &info
 	}
 	return e, nil
 }
@@ -256,6 +284,8 @@ func (e *entry) dead(at *xdp.Attachment) string {
 		return ""
 	case e.recordErr != nil:
 		return "it was never attached"
+	case e.chain != nil:
+		return e.chain.dead()
 	case e.record.Held == xdp.HeldByLink:
 		return "its link is no longer pinned"
 	case at != nil && at.Held == xdp.HeldUnknown:
@@ -284,7 +314,10 @@ func (a *Arbiter) detachLink(_ locked, e *entry) error {
 		return err
 	}
 	pin := a.root.Path(e.key, linkPin)
-	l, err := xdp.OpenPinned(pin)
+	l, err := xdp.OpenID(e.link.ID)
+	if errors.Is(err, xdp.ErrNotFound) {
+		return nil // its last holder has ended
+	}
 	if err != nil {
 		return err
 	}
@@ -302,7 +335,12 @@ func (a *Arbiter) detachLink(_ locked, e *entry) error {
 
 // removeRest removes what says nothing any more without link.
 func (a *Arbiter) removeRest(e *entry) error {
-	for _, name := range append(e.arrays, recordPin) {
+	if e.chain != nil {
+		if err := a.removeMembers(e.key); err != nil {
+			return err
+		}
+	}
+	for _, name := range append(e.arrays, recordPin, chainPin) {
 		if err := remove(a.root.Path(e.key, name)); err != nil {
 			return err
 		}
@@ -312,25 +350,33 @@ func (a *Arbiter) removeRest(e *entry) error {
 
 // removePersistAs removes the second pin.
 func (a *Arbiter) removePersistAs(e *entry) error {
-	if !e.secondPin() {
+	if e.chain == nil || e.link == nil {
 		return nil
 	}
-	return remove(e.record.PersistAs)
+	return e.chain.removePersistAs()
+}
+
+// removePersistAs removes the second pin of the hook's link.
+func (r *chainRecord) removePersistAs() error {
+	if !r.secondPin() {
+		return nil
+	}
+	return remove(r.header.PersistAs)
 }
 
 // secondPin tells whether the second pin is there, as this link's: it may have
 // been removed, replaced by something else, or not be visible from here.
-func (e *entry) secondPin() bool {
-	if e.recordErr != nil || e.record.PersistAs == "" || e.link == nil {
+func (r *chainRecord) secondPin() bool {
+	if r.header.PersistAs == "" {
 		return false
 	}
-	l, err := xdp.OpenPinned(e.record.PersistAs)
+	l, err := xdp.OpenPinned(r.header.PersistAs)
 	if err != nil {
 		return false
 	}
 	defer l.Close()
 	info, err := l.Info()
-	return err == nil && info.ID == e.link.ID
+	return err == nil && info.ID == r.header.LinkID
 }
 
 // settle completes or removes what a killed process left of the entry, after
@@ -339,6 +385,17 @@ func (a *Arbiter) settle(l locked, e *entry, at *xdp.Attachment) (*entry, error)
 	if why := e.dead(at); why != "" {
 		a.log("removed a stale entry", "entry", e.key, "name", e.record.Name, "why", why)
 		return nil, a.removeEntry(l, e)
+	}
+	if e.chain != nil {
+		settled, err := a.settleChain(l, e.key, e.chain)
+		if err != nil || !settled {
+			return e, err
+		}
+		e, err = a.readEntry(e.key)
+		if err == nil && e.dead(at) != "" {
+			return nil, a.removeEntry(l, e) // the change took everything off
+		}
+		return e, err
 	}
 	if p := e.record.Pending; p.abandoned() && e.programID(at) == p.ProgramID {
 		// The program is in place, so the change was made.
@@ -416,6 +473,8 @@ func (a *Arbiter) writeRecord(_ locked, e *entry) error {
 
 // hookState is what a change finds at its hook.
 type hookState struct {
+	// key is that of the entry, or the one that the hook would get.
+	key string
 	// at is what is attached, nil where that is nothing.
 	at *xdp.Attachment
 	// entry is Holdfast's entry of it, nil where Holdfast did not attach it.
@@ -423,6 +482,8 @@ type hookState struct {
 	// detached tells that a detach was begun here, by a process that was
 	// killed before it could say so, and has been completed.
 	detached bool
+	// detachedBy is who asked for that, of an owned hook.
+	detachedBy *request
 	// lost is what Holdfast attached here and is attached no more, although
 	// nobody asked Holdfast; nil where there is no such thing.
 	lost *entry
@@ -440,6 +501,7 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 		s.at = state.At(xdp.Auto) // in the other mode, it is in the way just the same
 	}
 	key := hookKey(h)
+	s.key = key
 	if s.at != nil && s.at.Held == xdp.HeldUnknown {
 		return s, &xdp.Error{
 			Op: "look at", Hook: h.String(), Err: xdp.ErrPermission,
@@ -467,6 +529,17 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 			}
 			continue
 		}
+		if e.chain != nil {
+			s.detachedBy = e.chain.detachedBy()
+			s.detached = s.detachedBy != nil
+			if !s.detached && e.chain.current.ProgramID != 0 && e.chain.permanent(e.chain.current) {
+				s.lost = e
+			}
+			if _, err := a.settle(l, e, s.at); err != nil {
+				return s, err
+			}
+			continue
+		}
 		s.detached = e.record.Pending.abandoned() && e.record.Pending.Op == opDetach
 		// What has a pin, or no change under way, had been attached.
 		if !s.detached && e.recordErr == nil && (e.link != nil || e.record.Pending == nil) {
@@ -477,7 +550,9 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 		}
 	}
 	if s.entry != nil {
-		s.entry, err = a.settle(l, s.entry, s.at)
+		if s.entry, err = a.settle(l, s.entry, s.at); s.entry != nil {
+			s.key = s.entry.key
+		}
 	}
 	if s.entry == nil && s.at != nil && s.at.Held == xdp.HeldByLink && s.at.LinkID == 0 && len(entries) > 0 {
 		a.log("can't tell which link holds the hook: links of several namespaces look alike", "hook", h)

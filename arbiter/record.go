@@ -47,6 +47,14 @@ type Owner struct {
 	Cgroup string `json:"cgroup,omitempty"`
 }
 
+// String names the owner for a message.
+func (o Owner) String() string {
+	if o.Comm == "" {
+		return fmt.Sprintf("uid %d", o.UID)
+	}
+	return fmt.Sprintf("uid %d (%s, process %d then)", o.UID, o.Comm, o.PID)
+}
+
 // Pending is a change under way, or one whose process was killed.
 type Pending struct {
 	Op        string         `json:"op"`
@@ -61,11 +69,7 @@ const recordVersion = 1
 func (r Record) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q", r.Name)
-	fmt.Fprintf(&b, ", by uid %d", r.Owner.UID)
-	if r.Owner.Comm != "" {
-		fmt.Fprintf(&b, " (%s, process %d then)", r.Owner.Comm, r.Owner.PID)
-	}
-	fmt.Fprintf(&b, ", since %s", r.Since.Format(time.RFC3339))
+	fmt.Fprintf(&b, ", by %s, since %s", r.Owner, r.Since.Format(time.RFC3339))
 	return b.String()
 }
 

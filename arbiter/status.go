@@ -5,18 +5,19 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
 // Lifetime is when an attachment ends.
-type Lifetime string
+type Lifetime = owned.Lifetime
 
 const (
 	// Permanent: when someone entitled detaches it.
-	Permanent Lifetime = "permanent"
-	// Held: when the last process with a descriptor of its link ends.
-	Held Lifetime = "held"
+	Permanent = owned.Permanent
+	// Held: when the last process that holds it ends.
+	Held = owned.Held
 	// Defunct: it has ended; only a pin or a descriptor of its link is left.
 	Defunct Lifetime = "defunct"
 	// Unknown: neither a pin nor a process that keeps it can be seen from here,
@@ -45,6 +46,8 @@ type Status struct {
 	Lifetime  Lifetime  `json:"lifetime"`
 	// Entry is the attachment's directory in Holdfast's state.
 	Entry string `json:"entry,omitempty"`
+	// Chain is what runs at an owned hook, nil for all that Holdfast does not own.
+	Chain *ChainStatus `json:"chain,omitempty"`
 	// Digest is the program's, see [object.Loaded], where Holdfast attached
 	// it and nobody else has replaced it since.
 	Digest string `json:"-"`
@@ -65,7 +68,7 @@ func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
 		}
 		for _, s := range states {
 			for _, at := range s.Attachments {
-				st, err := status(ns, s, at, entries)
+				st, err := a.status(ns, s, at, entries)
 				if err != nil {
 					return nil, err
 				}
@@ -151,18 +154,20 @@ func (a *Arbiter) At(h *xdp.Hook) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := status(h.Namespace(), s, *at, entries)
+	st, err := a.status(h.Namespace(), s, *at, entries)
 	if err != nil {
 		return nil, err
 	}
-	st.Lifetime = Permanent
-	if st.Held == xdp.HeldByLink && st.Entry == "" {
-		st.Lifetime = Held
+	if st.Lifetime == "" {
+		st.Lifetime = Permanent
+		if st.Held == xdp.HeldByLink && st.Entry == "" {
+			st.Lifetime = Held
+		}
 	}
 	return &st, nil
 }
 
-func status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, entries []*entry) (Status, error) {
+func (a *Arbiter) status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, entries []*entry) (Status, error) {
 	st := Status{
 		Namespace: ns.Spec(), NamespaceID: ns.ID(),
 		Interface: s.Interface.Name, Index: s.Interface.Index,
@@ -172,6 +177,9 @@ func status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, entries []*entry)
 	if e != nil {
 		st.Entry = e.key
 		st.describe(e)
+		if st.Chain = a.chainStatus(e); st.Chain != nil && !e.chain.permanent(e.chain.current) {
+			st.Lifetime = Held
+		}
 	}
 	return st, err
 }

@@ -1,0 +1,326 @@
+package arbiter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/object"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// Change is one change of an owned hook's chain.
+type Change struct {
+	owned.Change
+	// Object is what an add or a replace loads, as Load says. The chain keeps a
+	// copy of the file where it may have to load it again.
+	Object *object.Object
+	Load   object.LoadOptions
+	// PersistAs is, of an add, a path in a bpffs for a second pin of the hook's
+	// link, for whoever else shall hold it; or empty.
+	PersistAs string
+}
+
+// Transaction is a set of changes of one owned hook's chain: all of them are
+// made, in one step for every packet, or none.
+type Transaction struct {
+	Hook *xdp.Hook
+	// Expect is the generation that the chain must have, nil if any will do.
+	Expect  *uint64
+	Changes []Change
+	// Engine is how the chain shall run. Empty means: as it does, a member
+	// alone as itself, and several live where the kernel can, and else fused.
+	Engine Engine
+	// Foreign takes out what another living process holds, too.
+	Foreign bool
+	// DryRun changes nothing.
+	DryRun bool
+}
+
+// Applied is what came of a transaction.
+type Applied struct {
+	Before, After owned.Chain
+	Diff          owned.Diff
+	// Held are the handles of the held members that were added. The caller
+	// closes them.
+	Held []*HeldMember
+	// Acknowledge is nil after a dry run, and where nothing had to be changed.
+	Acknowledge Acknowledge
+}
+
+// tries bounds how often a transaction is planned anew because others changed
+// the chain while programs were loaded for it.
+const tries = 8
+
+// Apply makes a transaction. The errors are [*owned.Error], those of loading and
+// of the engines ([*object.Error], [*fused.LimitError]), those of
+// [xdp.Hook.AttachLink] and [xdp.Link.Replace], a [HeldError] where the rival is
+// Holdfast's, xdp.ErrGone where what Holdfast attached has ended without it, and
+// ErrLockTimeout. On every error the chain runs as before.
+func (a *Arbiter) Apply(ctx context.Context, t Transaction) (*Applied, error) {
+	owner, err := self()
+	if err != nil {
+		return nil, err
+	}
+	sources, err := newSources(&t, owner)
+	if err != nil {
+		return nil, err
+	}
+	defer sources.close()
+	var raced error
+	for range tries {
+		applied, err := a.try(ctx, &t, sources)
+		if !errors.Is(err, errRaced) {
+			return applied, err
+		}
+		raced = err
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(time.Duration(rand.Int64N(int64(5 * time.Millisecond)))):
+		}
+	}
+	return nil, &xdp.Error{
+		Op: opApply, Hook: t.Hook.String(), Err: xdp.ErrConflict,
+		Detail: fmt.Sprintf("others changed the chain %d times meanwhile: %s", tries, raced), Hint: "try again",
+	}
+}
+
+const opApply = "change the chain"
+
+// errRaced says that the chain is not what the change was planned for any more.
+var errRaced = errors.New("the chain has changed")
+
+// try plans for the chain as it is, loads what that takes without the lock, and
+// carries it out if the chain is still the same.
+func (a *Arbiter) try(ctx context.Context, t *Transaction, s *sources) (*Applied, error) {
+	p, err := a.planned(ctx, t, s)
+	if err != nil || p.repeated || t.DryRun || !p.changes() {
+		return p.applied(), err
+	}
+	b, err := a.build(t.Hook, p, s)
+	if err != nil {
+		return nil, err
+	}
+	defer b.close()
+	l, err := a.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer l.unlock()
+	now, err := a.here(l, t.Hook)
+	if err != nil {
+		return nil, err
+	}
+	if !p.stillHolds(now) {
+		return nil, fmt.Errorf("%w: %s", errRaced, describeChain(now))
+	}
+	held, err := a.execute(l, now, t.Hook, p, b, s)
+	if err != nil {
+		return nil, err
+	}
+	applied := p.applied()
+	applied.Held = held
+	applied.Acknowledge = a.acknowledgeChain(now.key, s.owner)
+	return applied, nil
+}
+
+// plan is what a transaction makes of the chain that it found.
+type plan struct {
+	key string
+	// found is the chain as it was recorded, nil where the hook is empty.
+	found *chainRecord
+	// dead are the held members whose holders have ended. They are not in
+	// before any more.
+	dead          map[uint32]bool
+	before, after owned.Chain
+	ids           []uint32
+	diff          owned.Diff
+	engine        Engine
+	// repeated tells that a killed process made this very change.
+	repeated bool
+}
+
+func (p *plan) changes() bool {
+	return p.after.Generation != p.before.Generation || len(p.dead) > 0
+}
+
+func (p *plan) applied() *Applied {
+	if p == nil {
+		return nil
+	}
+	return &Applied{Before: p.before, After: p.after, Diff: p.diff}
+}
+
+// current is what runs, as far as Holdfast has recorded it.
+func (p *plan) current() arrangement {
+	if p.found == nil {
+		return arrangement{NextID: firstID}
+	}
+	return p.found.current
+}
+
+// stillHolds tells whether the chain is the one that was planned for.
+func (p *plan) stillHolds(now hookState) bool {
+	if now.entry == nil || now.entry.chain == nil {
+		return p.found == nil && now.at == nil
+	}
+	return p.found != nil && now.entry.chain.current.Generation == p.found.current.Generation &&
+		now.entry.chain.current.ProgramID == p.found.current.ProgramID &&
+		now.entry.chain.header.LinkID == p.found.header.LinkID
+}
+
+func describeChain(now hookState) string {
+	if now.entry == nil || now.entry.chain == nil {
+		return "the hook is another's, or empty"
+	}
+	return fmt.Sprintf("it is at generation %d", now.entry.chain.current.Generation)
+}
+
+// planned reads the chain under the lock, and decides without changing it what
+// is to come of it.
+func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*plan, error) {
+	l, err := a.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer l.unlock()
+	now, err := a.here(l, t.Hook)
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{key: now.key, engine: t.Engine, before: owned.Chain{NextID: firstID}}
+	attaches := slices.ContainsFunc(t.Changes, func(c Change) bool { return c.Op == owned.Add })
+	switch {
+	case now.entry != nil && now.entry.chain != nil && inOtherMode(now.at, t.Hook):
+		if !attaches {
+			return nil, nothingAttached(opApply, t.Hook, now.at)
+		}
+		return nil, held(conflict(opApply, t.Hook, now.at, fmt.Sprintf("give mode %s, or none", now.at.Mode)), now.entry)
+	case now.entry != nil && now.entry.chain != nil:
+		p.found = now.entry.chain
+		p.dead = a.deadMembers(p.key, p.found)
+		p.before = p.found.model(p.found.current, p.dead)
+	case now.at != nil:
+		return nil, inTheWay(t.Hook, now, attaches)
+	case !attaches && s.repeats(now.detachedBy):
+		p.repeated = true
+		return p, nil
+	case !attaches && now.lost != nil:
+		return nil, drifted(opApply, t.Hook, now.lost, "attach anew")
+	case !attaches:
+		return nil, nothingAttached(opApply, t.Hook, nil)
+	}
+	if p.found != nil && s.repeats(p.found.header.Done) {
+		a.log("completed what a killed process had begun", "entry", p.key)
+		p.repeated, p.after = true, p.before
+		p.found.header.Done.By = s.owner.Process
+		return p, p.found.putHeader()
+	}
+	if err := a.mayRemove(t, p); err != nil {
+		return nil, err
+	}
+	changes := make([]owned.Change, len(t.Changes))
+	for i, c := range t.Changes {
+		changes[i] = c.Change
+	}
+	result, err := p.before.Apply(owned.Transaction{Expect: t.Expect, Changes: changes, MaxMembers: MaxMembers})
+	if err != nil {
+		return nil, p.withOwner(err, t.Hook)
+	}
+	p.after, p.ids, p.diff = result.After, result.IDs, result.Diff
+	if len(p.dead) > 0 && p.after.Generation == p.before.Generation {
+		p.after.Generation++
+	}
+	return p, nil
+}
+
+// inTheWay is the conflict with what is attached and is no owned chain.
+func inTheWay(h *xdp.Hook, now hookState, attaches bool) error {
+	hint := "detach it first"
+	switch {
+	case now.at.Held == xdp.HeldByNetlink && attaches:
+		hint = "detach it first, or attach with --shared"
+	case now.entry == nil && now.at.Held == xdp.HeldByLink:
+		hint = "its owner must detach it"
+	}
+	e := conflict(opApply, h, now.at, hint)
+	if now.entry == nil {
+		e.Detail = "what is there was not attached by Holdfast"
+	}
+	return held(e, now.entry)
+}
+
+// mayRemove refuses to take out what another process holds and has not let go.
+func (a *Arbiter) mayRemove(t *Transaction, p *plan) error {
+	if t.Foreign {
+		return nil
+	}
+	for _, c := range t.Changes {
+		if c.Op != owned.Remove && c.Op != owned.Replace {
+			continue
+		}
+		for _, m := range p.before.Members {
+			r := p.record(m.ID)
+			if m.Name != c.Name || m.Lifetime != owned.Held || r.Owner.PID == os.Getpid() {
+				continue
+			}
+			return &xdp.Error{
+				Op: string(c.Op), Hook: fmt.Sprintf("member %q of %s", c.Name, t.Hook), Err: xdp.ErrConflict,
+				Detail: fmt.Sprintf("process %d (%s) holds it", r.Owner.PID, r.Owner.Comm),
+				Hint:   "it ends with that process; or give --foreign, and answer for it",
+			}
+		}
+	}
+	return nil
+}
+
+// record is what is recorded of a member that was found.
+func (p *plan) record(id uint32) memberRecord {
+	if p.found == nil {
+		return memberRecord{}
+	}
+	return p.found.members[id]
+}
+
+// withOwner adds whose a member is that is in the way.
+func (p *plan) withOwner(err error, h *xdp.Hook) error {
+	var e *owned.Error
+	if !errors.As(err, &e) || e.Rival == nil {
+		return err
+	}
+	r := p.record(e.Rival.ID)
+	return &MemberError{Err: e, Hook: h.String(), Owner: r.Owner, Since: r.Since}
+}
+
+// MemberError is a conflict with a member of the chain.
+type MemberError struct {
+	// Err is the conflict.
+	Err  *owned.Error
+	Hook string
+	// Owner is whose the member is that is in the way, and Since when it came.
+	Owner Owner
+	Since time.Time
+}
+
+// Error ends, as the conflict's own does, with what to do.
+func (e *MemberError) Error() string {
+	conflict := *e.Err
+	conflict.Hint = ""
+	s := fmt.Sprintf("%s; member %q at %s is %s's", &conflict, e.Err.Rival.Name, e.Hook, e.Owner)
+	if !e.Since.IsZero() {
+		s += ", since " + e.Since.Format(time.RFC3339)
+	}
+	if e.Err.Hint != "" {
+		s += "; " + e.Err.Hint
+	}
+	return s
+}
+
+// Unwrap returns the conflict.
+func (e *MemberError) Unwrap() error { return e.Err }

@@ -1,0 +1,388 @@
+package arbiter
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/live"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/internal/procfs"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// Engine is how a chain runs.
+type Engine string
+
+const (
+	// Single: the only member is attached as itself.
+	Single Engine = "single"
+	// Live: a dispatcher calls the members, each of which has a slot of it.
+	Live Engine = "live"
+	// Fused: the members are one program.
+	Fused Engine = "fused"
+)
+
+// arrangement is a chain as it runs, or as a change wants it to run. What
+// belongs to a member and never changes is in its memberRecord.
+type arrangement struct {
+	Generation uint64 `json:"generation"`
+	NextID     uint32 `json:"next_id"`
+	Exclusive  bool   `json:"exclusive,omitempty"`
+	Locked     bool   `json:"locked,omitempty"`
+	Engine     Engine `json:"engine,omitempty"`
+	// ProgramID is what the hook's link runs, 0 where there is no link.
+	ProgramID uint32 `json:"program_id,omitempty"`
+	// Members are in the order that they run in.
+	Members []placed `json:"members,omitempty"`
+}
+
+// placed is a member in an arrangement.
+type placed struct {
+	ID         uint32        `json:"id"`
+	Priority   uint32        `json:"priority"`
+	ProceedOn  chain.Actions `json:"proceed_on"`
+	Generation uint64        `json:"generation"`
+	// ProgramID is the member's own program, 0 where it is part of a fused one.
+	ProgramID uint32 `json:"program_id,omitempty"`
+	// Slot and LinkID are of the live engine.
+	Slot   live.Slot `json:"slot,omitempty"`
+	LinkID uint32    `json:"link_id,omitempty"`
+}
+
+// memberRecord is what the kernel does not know of one version of a member.
+type memberRecord struct {
+	Name     string         `json:"name"`
+	Lifetime owned.Lifetime `json:"lifetime"`
+	Owner    Owner          `json:"owner"`
+	Since    time.Time      `json:"since"`
+	// Object, Program and Digest say what was loaded, see [object.Loaded].
+	Object  string `json:"object"`
+	Program string `json:"program"`
+	Digest  string `json:"digest"`
+	Frags   bool   `json:"frags,omitempty"`
+	// Ifindex is the device that the program is bound to, 0 for none.
+	Ifindex int `json:"ifindex,omitempty"`
+	// PersistAs is the path of a second pin of the hook's link, or empty.
+	PersistAs string `json:"persist_as,omitempty"`
+}
+
+// chainHeader is the element that is read first.
+type chainHeader struct {
+	Version int `json:"version"`
+	// Interface is its name when the chain was made. It may have another now.
+	Interface string `json:"interface"`
+	// LinkID is the hook's link, 0 until there is one.
+	LinkID uint32 `json:"link_id,omitempty"`
+	// PersistAs is the path of a second pin of the link, or empty.
+	PersistAs string `json:"persist_as,omitempty"`
+	// Pending is the change that is putting the second arrangement in place of
+	// the first. It is there only while the lock is held: who finds it with the
+	// lock has found what a killed process left.
+	Pending *request `json:"pending,omitempty"`
+	// Done is the last change, until whoever asked for it has been told.
+	Done *request `json:"done,omitempty"`
+}
+
+// request is who asked for a change, and for which.
+type request struct {
+	By     procfs.Process `json:"by"`
+	UID    int            `json:"uid"`
+	Digest string         `json:"digest"`
+}
+
+// The elements of the map. Members are at their ids, which begin above these.
+const (
+	keyHeader  uint32 = 0
+	keyCurrent uint32 = 1
+	keyNext    uint32 = 2
+	firstID    uint32 = 16
+)
+
+const (
+	chainVersion = 1
+	// chainValueSize bounds the JSON of an element, in bytes: an arrangement of
+	// as many members as an engine has room for is well below.
+	chainValueSize = 8192
+)
+
+// chainSpec is a hash for the reason that recordSpec is.
+var chainSpec = ebpf.MapSpec{
+	Name: "holdfast_chain", Type: ebpf.Hash, Flags: unix.BPF_F_NO_PREALLOC,
+	KeySize: 4, ValueSize: chainValueSize, MaxEntries: 256,
+}
+
+// chainRecord is what is recorded of a hook with an owned chain, as it was read.
+type chainRecord struct {
+	path    string
+	header  chainHeader
+	current arrangement
+	next    arrangement // if header.Pending
+	members map[uint32]memberRecord
+}
+
+// createChainRecord makes a record that says that there is nothing yet, and pins
+// it.
+func createChainRecord(path, iface string) (*chainRecord, error) {
+	m, err := ebpf.NewMap(&chainSpec)
+	if err != nil {
+		return nil, fmt.Errorf("make the chain's record: %w", err)
+	}
+	defer m.Close()
+	r := &chainRecord{
+		path: path, header: chainHeader{Version: chainVersion, Interface: iface},
+		current: arrangement{NextID: firstID}, members: map[uint32]memberRecord{},
+	}
+	if err := errors.Join(putElement(m, keyCurrent, r.current), putElement(m, keyHeader, r.header)); err != nil {
+		return nil, err
+	}
+	if err := kernel.Pin(kernel.FD(m.FD()), path); err != nil {
+		return nil, fmt.Errorf("pin the chain's record: %w", err)
+	}
+	return r, nil
+}
+
+func openChainMap(path string) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open the chain's record: %w", err)
+	}
+	if m.Type() != chainSpec.Type || m.KeySize() != chainSpec.KeySize || m.ValueSize() != chainValueSize {
+		m.Close()
+		return nil, errors.New("what is pinned as the chain's record is another map")
+	}
+	return m, nil
+}
+
+// readChainRecord reads the record that is pinned there.
+func readChainRecord(path string) (*chainRecord, error) {
+	m, err := openChainMap(path)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	r := &chainRecord{path: path, members: map[uint32]memberRecord{}}
+	found := map[uint32]bool{}
+	var key uint32
+	var value []byte
+	all := m.Iterate()
+	for all.Next(&key, &value) {
+		found[key] = true
+		var err error
+		switch {
+		case key == keyHeader:
+			err = decodeElement(value, &r.header)
+		case key == keyCurrent:
+			err = decodeElement(value, &r.current)
+		case key == keyNext:
+			err = decodeElement(value, &r.next)
+		case key >= firstID:
+			var m memberRecord
+			err = decodeElement(value, &m)
+			r.members[key] = m
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := all.Err(); err != nil {
+		return nil, fmt.Errorf("read the chain's record: %w", err)
+	}
+	switch {
+	case found[keyHeader] && r.header.Version != chainVersion:
+		return nil, fmt.Errorf("the chain's record is of version %d, and this Holdfast knows version %d", r.header.Version, chainVersion)
+	case !found[keyHeader] || !found[keyCurrent] || r.header.Pending != nil && !found[keyNext]:
+		return nil, errors.New("the chain's record is not complete")
+	}
+	for _, p := range r.current.Members {
+		if _, ok := r.members[p.ID]; !ok {
+			return nil, fmt.Errorf("the chain's record lacks its member %d", p.ID)
+		}
+	}
+	return r, nil
+}
+
+func decodeElement(b []byte, into any) error {
+	if err := json.Unmarshal(bytes.TrimRight(b, "\x00"), into); err != nil {
+		return fmt.Errorf("the chain's record can't be read: %w", err)
+	}
+	return nil
+}
+
+func encodeElement(from any) ([]byte, error) {
+	b, err := json.Marshal(from)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > chainValueSize {
+		return nil, fmt.Errorf("%w: names and paths together are too long: they take %d bytes, %d at most", xdp.ErrInvalid, len(b), chainValueSize)
+	}
+	return append(b, make([]byte, chainValueSize-len(b))...), nil
+}
+
+// putElement writes one element, for whoever reads it in one step.
+func putElement(m *ebpf.Map, key uint32, value any) error {
+	b, err := encodeElement(value)
+	if err != nil {
+		return err
+	}
+	if err := m.Put(key, b); err != nil {
+		return fmt.Errorf("write the chain's record: %w", err)
+	}
+	return nil
+}
+
+func (r *chainRecord) put(key uint32, value any) error {
+	m, err := openChainMap(r.path)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return putElement(m, key, value)
+}
+
+func (r *chainRecord) putHeader() error { return r.put(keyHeader, r.header) }
+
+// begin writes down what a change is about to do. From then on whoever reads the
+// record can complete it or undo it.
+func (r *chainRecord) begin(_ locked, by request, next arrangement, fresh map[uint32]memberRecord) error {
+	m, err := openChainMap(r.path)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	for id, member := range fresh {
+		if err := putElement(m, id, member); err != nil {
+			return err
+		}
+		r.members[id] = member
+	}
+	if err := putElement(m, keyNext, next); err != nil {
+		return err
+	}
+	r.next, r.header.Pending = next, &by
+	return putElement(m, keyHeader, r.header)
+}
+
+// decide says which of the two arrangements runs.
+//
+// Killed afterwards, whoever finds the change pending decides once more, and
+// comes to the same.
+func (r *chainRecord) decide(_ locked, a arrangement) error {
+	r.current = a
+	return r.put(keyCurrent, a)
+}
+
+// end closes a change that was decided, and forgets the members that are not in
+// the chain.
+func (r *chainRecord) end(_ locked) error {
+	m, err := openChainMap(r.path)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	for id := range r.members {
+		if r.current.find(id) != nil {
+			continue
+		}
+		if err := m.Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("write the chain's record: %w", err)
+		}
+		delete(r.members, id)
+	}
+	r.header.Pending = nil
+	return putElement(m, keyHeader, r.header)
+}
+
+// summary is what a message says of the chain: that of its only member, or of
+// all together.
+func (r *chainRecord) summary() Record {
+	s := Record{Interface: r.header.Interface, Held: xdp.HeldByLink, ProgramID: r.current.ProgramID, PersistAs: r.header.PersistAs}
+	var names []string
+	for _, p := range r.current.Members {
+		m := r.members[p.ID]
+		names = append(names, m.Name)
+		if s.Since.IsZero() || m.Since.Before(s.Since) {
+			s.Owner, s.Since = m.Owner, m.Since
+		}
+	}
+	s.Name = strings.Join(names, ", ")
+	if len(names) == 1 {
+		s.Digest = r.members[r.current.Members[0].ID].Digest
+	}
+	return s
+}
+
+// dead tells why nothing is attached any more, of a chain whose link has ended.
+func (r *chainRecord) dead() string {
+	switch {
+	case r.detachedBy() != nil, r.current.ProgramID == 0 && r.header.Done != nil:
+		return "it was detached"
+	case r.current.ProgramID == 0:
+		return "it was never attached"
+	case r.permanent(r.current):
+		return "its link is no longer pinned"
+	}
+	return "the processes that held it have ended"
+}
+
+// detachedBy is who asked for all to be taken off the hook, and was killed before
+// it could say so; nil where nobody did.
+func (r *chainRecord) detachedBy() *request {
+	by := r.header.Done
+	switch {
+	case r.header.Pending != nil && r.next.ProgramID == 0 && r.current.ProgramID != 0:
+		by = r.header.Pending
+	case r.current.ProgramID != 0:
+		return nil
+	}
+	if by == nil || by.By.Alive() {
+		return nil
+	}
+	return by
+}
+
+// model is the arrangement as the rules of owned chains know it, without some
+// members.
+func (r *chainRecord) model(a arrangement, without map[uint32]bool) owned.Chain {
+	c := owned.Chain{Generation: a.Generation, NextID: a.NextID, Exclusive: a.Exclusive, Locked: a.Locked}
+	for _, p := range a.Members {
+		if without[p.ID] {
+			continue
+		}
+		m := r.members[p.ID]
+		c.Members = append(c.Members, owned.Member{
+			Name: m.Name, Priority: p.Priority, ProceedOn: p.ProceedOn, Lifetime: m.Lifetime,
+			Generation: p.Generation, ID: p.ID,
+		})
+	}
+	return c
+}
+
+// arrange is the other way round: the chain as it is to run, with nothing of the
+// kernel in it yet.
+func arrange(c owned.Chain) arrangement {
+	a := arrangement{Generation: c.Generation, NextID: c.NextID, Exclusive: c.Exclusive, Locked: c.Locked}
+	for _, m := range c.Members {
+		a.Members = append(a.Members, placed{ID: m.ID, Priority: m.Priority, ProceedOn: m.ProceedOn, Generation: m.Generation})
+	}
+	return a
+}
+
+// find returns the member of that id, nil where there is none.
+func (a *arrangement) find(id uint32) *placed {
+	for i := range a.Members {
+		if a.Members[i].ID == id {
+			return &a.Members[i]
+		}
+	}
+	return nil
+}

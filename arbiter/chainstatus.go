@@ -1,0 +1,93 @@
+package arbiter
+
+import (
+	"time"
+
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// ChainStatus is the chain of an owned hook as it runs.
+type ChainStatus struct {
+	Engine     Engine `json:"engine"`
+	Generation uint64 `json:"generation"`
+	// Exclusive tells that the only member wants the hook to itself, and Locked
+	// that nothing may be attached there.
+	Exclusive bool `json:"exclusive,omitempty"`
+	Locked    bool `json:"locked,omitempty"`
+	// Members are in the order that they run in.
+	Members []MemberStatus `json:"members"`
+}
+
+// MemberStatus is a member of an owned hook's chain.
+type MemberStatus struct {
+	Name       string         `json:"name"`
+	Priority   uint32         `json:"priority"`
+	ProceedOn  chain.Actions  `json:"proceed_on"`
+	Generation uint64         `json:"generation"`
+	Lifetime   owned.Lifetime `json:"lifetime"`
+	// Ended tells that the holder has: the next change of the chain forgets the
+	// member. Where the chain is live it does not run any more.
+	Ended bool `json:"ended,omitempty"`
+	// Program is the member's own; its id is 0 where it is fused with others.
+	Program xdp.Program `json:"program"`
+	// Slot is where in the dispatcher the member is, and LinkID its link there,
+	// of a live chain.
+	Slot   *int   `json:"slot,omitempty"`
+	LinkID uint32 `json:"link_id,omitempty"`
+	// Object is the file that it was loaded from, by the name that it had, and
+	// Function its program there. Digest is as in [object.Loaded].
+	Object   string    `json:"object"`
+	Function string    `json:"function"`
+	Digest   string    `json:"digest"`
+	Owner    Owner     `json:"owner"`
+	Since    time.Time `json:"since"`
+}
+
+// Model is the chain as the rules of owned chains know it, for planning.
+func (s *ChainStatus) Model() owned.Chain {
+	c := owned.Chain{Generation: s.Generation, Exclusive: s.Exclusive, Locked: s.Locked}
+	for i, m := range s.Members {
+		if m.Ended {
+			continue
+		}
+		c.Members = append(c.Members, owned.Member{
+			Name: m.Name, Priority: m.Priority, ProceedOn: m.ProceedOn, Lifetime: m.Lifetime,
+			Generation: m.Generation, ID: uint32(i) + firstID,
+		})
+		c.NextID = uint32(i) + firstID + 1
+	}
+	return c
+}
+
+// status reads the chain of an entry, nil of one that has none.
+func (a *Arbiter) chainStatus(e *entry) *ChainStatus {
+	if e.chain == nil {
+		return nil
+	}
+	r := e.chain
+	runs := r.current
+	s := &ChainStatus{
+		Engine: runs.Engine, Generation: runs.Generation, Exclusive: runs.Exclusive, Locked: runs.Locked,
+		Members: []MemberStatus{},
+	}
+	dead := a.deadMembers(e.key, r)
+	for _, p := range runs.Members {
+		m := r.members[p.ID]
+		status := MemberStatus{
+			Name: m.Name, Priority: p.Priority, ProceedOn: p.ProceedOn, Generation: p.Generation, Lifetime: m.Lifetime,
+			Ended: dead[p.ID], LinkID: p.LinkID, Object: m.Object, Function: m.Program, Digest: m.Digest,
+			Owner: m.Owner, Since: m.Since,
+		}
+		if p.ProgramID != 0 {
+			status.Program = xdp.LookUpProgram(p.ProgramID)
+		}
+		if runs.Engine == Live {
+			slot := int(p.Slot)
+			status.Slot = &slot
+		}
+		s.Members = append(s.Members, status)
+	}
+	return s
+}

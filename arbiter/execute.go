@@ -1,0 +1,574 @@
+package arbiter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/chain/live"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// The pins of a hook with a chain, besides linkPin:
+//
+//	chain                   the record
+//	m16/                    member 16
+//	    link-81-4           its link at slot 4 of dispatcher 81
+//	    object              the file that it was loaded from
+//	    map-0, map-1, ...   its maps, in the order of their names
+const (
+	chainPin      = "chain"
+	memberPrefix  = "m"
+	linkPinPrefix = "link-"
+)
+
+func memberDir(id uint32) string { return memberPrefix + strconv.FormatUint(uint64(id), 10) }
+
+func linkPinName(dispatcher uint32, slot live.Slot) string {
+	return fmt.Sprintf("%s%d-%d", linkPinPrefix, dispatcher, slot)
+}
+
+// execution carries a plan out, under the lock.
+type execution struct {
+	*Arbiter
+	l    locked
+	hook *xdp.Hook
+	plan *plan
+	*build
+	sources *sources
+	key     string
+	record  *chainRecord
+	// links are the members' new links that belong to nobody yet.
+	links map[uint32]kernel.FD
+	held  []*HeldMember
+}
+
+// execute makes the change, or leaves all as it was.
+//
+// Killed anywhere it leaves what settleChain completes, or undoes: the record
+// says what was and what is to come, and the kernel which of both runs.
+func (a *Arbiter) execute(l locked, now hookState, h *xdp.Hook, p *plan, b *build, s *sources) ([]*HeldMember, error) {
+	x := &execution{
+		Arbiter: a, l: l, hook: h, plan: p, build: b, sources: s,
+		key: now.key, links: map[uint32]kernel.FD{},
+	}
+	defer func() {
+		for _, fd := range x.links {
+			fd.Close()
+		}
+	}()
+	first := now.entry == nil
+	if first {
+		if err := x.create(); err != nil {
+			return nil, errors.Join(err, x.discard())
+		}
+	} else {
+		x.record = now.entry.chain
+	}
+	if err := x.run(); err != nil {
+		undo := x.undo
+		if first {
+			undo = x.discard
+		}
+		for _, m := range x.held {
+			err = errors.Join(err, m.Close())
+		}
+		return nil, errors.Join(held(atHook(err, h), now.entry), undo())
+	}
+	return x.held, nil
+}
+
+// create makes the directory of a hook that had nothing.
+func (x *execution) create() error {
+	if err := os.Mkdir(x.path(), 0o700); err != nil {
+		return err
+	}
+	r, err := createChainRecord(x.path(chainPin), x.hook.Name())
+	x.record = r
+	return err
+}
+
+func (x *execution) path(elem ...string) string {
+	return x.Arbiter.root.Path(append([]string{x.key}, elem...)...)
+}
+
+// run takes the steps, in the order that makes each of them safe to be the last.
+func (x *execution) run() error {
+	sources, fresh := x.sources.fresh(x.plan), map[uint32]memberRecord{}
+	for id, s := range sources {
+		fresh[id] = s.record
+	}
+	if err := x.record.begin(x.l, x.sources.request(), x.next, fresh); err != nil {
+		return err
+	}
+	for id, s := range sources {
+		if err := s.pin(x.path(memberDir(id)), x.next.Engine); err != nil {
+			return err
+		}
+	}
+	root, err := x.openRoot()
+	if err != nil {
+		return err
+	}
+	if root != nil {
+		defer root.Close()
+		if err := x.keepRoot(root); err != nil {
+			return err
+		}
+	}
+	if err := x.fillSlots(); err != nil {
+		return err
+	}
+	if root, err = x.commit(root); err != nil {
+		return err
+	}
+	if err := x.hand(root); err != nil {
+		return err
+	}
+	return x.finish()
+}
+
+// openRoot opens the hook's link, nil where there is none yet.
+func (x *execution) openRoot() (*xdp.Link, error) {
+	if x.record.header.LinkID == 0 {
+		return nil, nil
+	}
+	root, err := xdp.OpenPinned(x.path(linkPin))
+	if errors.Is(err, xdp.ErrNotFound) {
+		return xdp.OpenID(x.record.header.LinkID) // held members alone keep it
+	}
+	return root, err
+}
+
+// keepRoot pins the hook's link where what is to run shall outlive its holders.
+func (x *execution) keepRoot(root *xdp.Link) error {
+	if !x.record.permanent(x.next) {
+		return nil
+	}
+	err := root.Persist(x.path(linkPin))
+	if errors.Is(err, xdp.ErrExists) {
+		return nil
+	}
+	return err
+}
+
+// fillSlots attaches the live engine's members where packets can't meet them yet.
+func (x *execution) fillSlots() error {
+	for _, s := range x.slots {
+		m := &x.next.Members[s.member]
+		if err := x.dispatcher.SetProceedOn(m.Slot, m.ProceedOn); err != nil {
+			return err
+		}
+		fd, err := x.dispatcher.Attach(m.Slot, kernel.FD(s.program.FD()))
+		if err != nil {
+			return err
+		}
+		x.links[m.ID] = fd
+		link, err := kernel.ReadExtensionLink(fd)
+		if err != nil {
+			return err
+		}
+		m.LinkID = link.ID
+		if x.mine(m.ID) {
+			continue // this process holds it, and nothing else shall
+		}
+		if err := kernel.Pin(fd, x.path(memberDir(m.ID), linkPinName(x.next.ProgramID, m.Slot))); err != nil {
+			return fmt.Errorf("pin the link of member %q: %w", x.record.members[m.ID].Name, err)
+		}
+	}
+	if len(x.slots) == 0 {
+		return nil
+	}
+	return x.record.put(keyNext, x.next)
+}
+
+// mine tells whether the member is one that this change adds, and this process
+// is to hold.
+func (x *execution) mine(id uint32) bool {
+	return x.record.members[id].Lifetime == owned.Held && x.sources.isFresh(x.plan, id)
+}
+
+// commit is the step that packets notice.
+func (x *execution) commit(root *xdp.Link) (*xdp.Link, error) {
+	if x.dispatcher != nil {
+		if err := x.dispatcher.Commit(x.enabled); err != nil {
+			return root, err
+		}
+	}
+	switch {
+	case x.next.ProgramID == 0: // nothing is left
+		if root == nil {
+			return nil, nil
+		}
+		if err := x.record.removePersistAs(); err != nil {
+			return root, err
+		}
+		// The pin goes first, see detachLink.
+		if err := remove(x.path(linkPin)); err != nil {
+			return root, err
+		}
+		if err := root.Detach(); err != nil && !errors.Is(err, xdp.ErrGone) {
+			return root, err
+		}
+		return root, nil
+	case x.build.root == nil:
+		return root, nil
+	case root == nil:
+		return x.attachRoot()
+	}
+	return root, root.Replace(xdp.ReplaceOptions{
+		Program: x.build.root, Expect: xdp.ExpectID(x.record.current.ProgramID), Hook: x.hook, BoundTo: x.boundTo(),
+	})
+}
+
+func (x *execution) boundTo() int {
+	for _, m := range x.next.Members {
+		return x.record.members[m.ID].Ifindex
+	}
+	return 0
+}
+
+// attachRoot makes the hook's link. It is written down before it is pinned, so
+// that whoever finds the pin finds whose it is.
+func (x *execution) attachRoot() (*xdp.Link, error) {
+	root, err := x.hook.AttachLink(x.build.root)
+	if err != nil {
+		return nil, err
+	}
+	info, err := root.Info()
+	if err == nil {
+		x.record.header.LinkID = info.ID
+		err = x.record.putHeader()
+	}
+	if err == nil {
+		err = x.keepRoot(root)
+	}
+	if err == nil && x.sources.persistAs != "" {
+		x.record.header.PersistAs = x.sources.persistAs
+		if err = x.record.putHeader(); err == nil {
+			err = root.Persist(x.sources.persistAs)
+		}
+	}
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	return root, nil
+}
+
+// hand gives this process what it is to hold.
+func (x *execution) hand(root *xdp.Link) error {
+	for _, m := range x.next.Members {
+		if !x.mine(m.ID) {
+			continue
+		}
+		fd, err := kernel.FD(root.FD()).Dup()
+		if err != nil {
+			return err
+		}
+		own, err := xdp.Adopt(int(fd))
+		if err != nil {
+			fd.Close()
+			return err
+		}
+		link, ok := x.links[m.ID]
+		if !ok {
+			link = noFD
+		}
+		h, err := x.hold(x.key, m.ID, x.record.members[m.ID].Name, own, link, x.sources.keep(x.plan, m.ID))
+		if err != nil {
+			own.Close()
+			return err
+		}
+		delete(x.links, m.ID)
+		x.held = append(x.held, h)
+	}
+	return nil
+}
+
+// finish writes down that the change is made, and removes what only the chain
+// before it needed.
+func (x *execution) finish() error {
+	before := x.record.current
+	if err := x.record.decide(x.l, x.next); err != nil {
+		return err
+	}
+	drain := leaves(before, x.next)
+	if drain || x.drops(before) {
+		if err := x.sweep(x.l, x.key, x.record, drain); err != nil {
+			return err
+		}
+	}
+	by := x.sources.request()
+	x.record.header.Done = &by
+	return x.record.end(x.l)
+}
+
+// drops tells whether the change takes something out of the chain.
+func (x *execution) drops(before arrangement) bool {
+	for _, m := range before.Members {
+		if x.next.find(m.ID) == nil {
+			return true
+		}
+	}
+	return x.record.permanent(before) && !x.record.permanent(x.next)
+}
+
+// leaves tells whether packets may still be under way in a slot that the change
+// has emptied.
+func leaves(before, after arrangement) bool {
+	if before.Engine != Live {
+		return false
+	}
+	for _, m := range before.Members {
+		n := after.find(m.ID)
+		if before.ProgramID != after.ProgramID || n == nil || n.Slot != m.Slot {
+			return true
+		}
+	}
+	return false
+}
+
+// undo takes a change back that failed.
+func (x *execution) undo() error {
+	_, err := x.settleChain(x.l, x.key, x.record)
+	return err
+}
+
+// discard removes a directory whose first change failed.
+func (x *execution) discard() error {
+	e, err := x.readEntry(x.key)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return x.removeEntry(x.l, e)
+}
+
+// settleChain completes or undoes the change that a killed process left, and
+// removes what is not needed any more. It tells whether there was one.
+func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error) {
+	if r.header.Pending == nil {
+		return false, nil
+	}
+	made, err := a.wasMade(r)
+	if err != nil {
+		return false, err
+	}
+	a.log("settled a change that a killed process had begun", "entry", key, "made", made)
+	drain := leaves(r.current, r.next) || leaves(r.next, r.current)
+	runs := r.current
+	if made {
+		runs, r.header.Done = r.next, r.header.Pending
+	}
+	if err := r.decide(l, runs); err != nil {
+		return false, err
+	}
+	if err := a.sweep(l, key, r, drain); err != nil {
+		return false, err
+	}
+	return true, r.end(l)
+}
+
+// wasMade asks the kernel which of two arrangements runs.
+func (a *Arbiter) wasMade(r *chainRecord) (bool, error) {
+	program := uint32(0)
+	if r.header.LinkID != 0 {
+		root, err := xdp.OpenID(r.header.LinkID)
+		if err == nil {
+			info, infoErr := root.Info()
+			root.Close()
+			if infoErr != nil {
+				return false, infoErr
+			}
+			if !info.Defunct() {
+				program = info.ProgramID
+			}
+		} else if !errors.Is(err, xdp.ErrNotFound) {
+			return false, err
+		}
+	}
+	switch {
+	case program != r.next.ProgramID:
+		return false, nil
+	case program != r.current.ProgramID || r.next.Engine != Live:
+		return true, nil
+	}
+	d, err := live.Open(program)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	var wanted live.Slots
+	for _, m := range r.next.Members {
+		wanted = wanted.With(m.Slot)
+	}
+	return d.Enabled() == wanted, nil
+}
+
+// sweep removes the pins that the chain has no use for. With drain it first
+// waits for the packets that may be under way in what they keep.
+func (a *Arbiter) sweep(_ locked, key string, r *chainRecord, drain bool) error {
+	names, err := os.ReadDir(a.root.Path(key))
+	if err != nil {
+		return err
+	}
+	if drain {
+		if err := kernel.AwaitGracePeriod(); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("wait for packets under way: %w", err)
+		}
+	}
+	for _, n := range names {
+		id, ok := memberID(n.Name())
+		if !ok {
+			continue
+		}
+		if err := a.sweepMember(filepath.Join(key, n.Name()), r, r.current.find(id)); err != nil {
+			return err
+		}
+	}
+	if !r.permanent(r.current) {
+		return remove(a.root.Path(key, linkPin))
+	}
+	return nil
+}
+
+// memberID reads the name of a member's directory.
+func memberID(name string) (uint32, bool) {
+	s, ok := strings.CutPrefix(name, memberPrefix)
+	if !ok {
+		return 0, false
+	}
+	id, err := strconv.ParseUint(s, 10, 32)
+	return uint32(id), err == nil
+}
+
+// sweepMember removes a member's directory, or, of one that is in the chain, the
+// links at slots that are not its own any more.
+func (a *Arbiter) sweepMember(dir string, r *chainRecord, m *placed) error {
+	names, err := os.ReadDir(a.root.Path(dir))
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if m != nil && (!strings.HasPrefix(n.Name(), linkPinPrefix) || n.Name() == linkPinName(r.current.ProgramID, m.Slot)) {
+			continue
+		}
+		if err := remove(a.root.Path(dir, n.Name())); err != nil {
+			return err
+		}
+	}
+	if m == nil {
+		return remove(a.root.Path(dir))
+	}
+	return nil
+}
+
+// removeMembers removes the directories of all members.
+func (a *Arbiter) removeMembers(key string) error {
+	names, err := os.ReadDir(a.root.Path(key))
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if _, ok := memberID(n.Name()); !ok {
+			continue
+		}
+		if err := a.sweepMember(filepath.Join(key, n.Name()), nil, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// permanent tells whether the arrangement outlives the processes that hold its
+// members.
+func (r *chainRecord) permanent(a arrangement) bool {
+	if a.Locked {
+		return true
+	}
+	for _, m := range a.Members {
+		if r.members[m.ID].Lifetime == owned.Permanent {
+			return true
+		}
+	}
+	return false
+}
+
+// deadMembers are the held members whose holders have ended.
+func (a *Arbiter) deadMembers(key string, r *chainRecord) map[uint32]bool {
+	dead := map[uint32]bool{}
+	for _, m := range r.current.Members {
+		record := r.members[m.ID]
+		if record.Lifetime != owned.Held {
+			continue
+		}
+		alive := record.Owner.Process.Alive()
+		if r.current.Engine == Live {
+			pin := a.root.Path(key, memberDir(m.ID), linkPinName(r.current.ProgramID, m.Slot))
+			if _, err := os.Lstat(pin); err == nil {
+				// It waits to be taken over, and lives by its pin until then.
+				dead[m.ID] = !alive
+				continue
+			}
+			alive = linkLives(m.LinkID)
+		}
+		if !alive {
+			dead[m.ID] = true
+		}
+	}
+	return dead
+}
+
+func linkLives(id uint32) bool {
+	fd, err := kernel.LinkByID(id)
+	if err != nil {
+		return !errors.Is(err, unix.ENOENT)
+	}
+	fd.Close()
+	return true
+}
+
+func programID(p *ebpf.Program) (uint32, error) {
+	info, err := kernel.ReadProgram(kernel.FD(p.FD()))
+	return info.ID, err
+}
+
+// acknowledgeChain forgets who made the last change, once whoever asked for it
+// has been told. A chain that has come to its end goes with it.
+func (a *Arbiter) acknowledgeChain(key string, owner Owner) Acknowledge {
+	return func() error {
+		l, err := a.lock(context.Background())
+		if err != nil {
+			return err
+		}
+		defer l.unlock()
+		e, err := a.readEntry(key)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r := e.chain
+		if r == nil || r.header.Pending != nil || r.header.Done == nil || r.header.Done.By != owner.Process {
+			return nil // others went on from there
+		}
+		if r.current.ProgramID == 0 {
+			return a.removeEntry(l, e)
+		}
+		r.header.Done = nil
+		return r.putHeader()
+	}
+}

@@ -1,0 +1,175 @@
+package arbiter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// HeldMember is a member of a chain that lives as long as this process holds it.
+// Nothing but Close, or the process's end, gives it up. When the chain has to
+// move to another dispatcher, a goroutine takes over the member's link there.
+type HeldMember struct {
+	arbiter *Arbiter
+	key     string
+	id      uint32
+	name    string
+	// keep is what has to stay open besides: the program arrays.
+	keep interface{ Close() error }
+	// watch is an inotify descriptor on the member's directory, and stop the
+	// pipe that ends the goroutine.
+	watch, stop *os.File
+
+	mu   sync.Mutex
+	link kernel.FD // of the member's slot; noFD where the engine has none
+	root *xdp.Link // of the hook
+	gone error
+	done chan struct{}
+}
+
+const noFD kernel.FD = -1
+
+// hold makes a handle of what a change has attached for this process. It owns
+// the descriptors from then on.
+func (a *Arbiter) hold(key string, id uint32, name string, root *xdp.Link, link kernel.FD, keep interface{ Close() error }) (*HeldMember, error) {
+	h := &HeldMember{arbiter: a, key: key, id: id, name: name, keep: keep, root: root, link: link, done: make(chan struct{})}
+	watch, err := watchDir(a.root.Path(key, memberDir(id)))
+	if err != nil {
+		return nil, err
+	}
+	stopOut, stopIn, err := os.Pipe()
+	if err != nil {
+		watch.Close()
+		return nil, err
+	}
+	h.watch, h.stop = watch, stopIn
+	go h.follow(stopOut)
+	return h, nil
+}
+
+// watchDir opens an inotify instance that tells of names that come and go in the
+// directory.
+func watchDir(path string) (*os.File, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("watch the member: %w", err)
+	}
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_CREATE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("watch the member: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "inotify"), nil
+}
+
+// Name is the member's name.
+func (h *HeldMember) Name() string { return h.name }
+
+// Done is closed when the member has ended without Close: somebody took it out
+// of the chain, or its interface is gone. Err says which.
+func (h *HeldMember) Done() <-chan struct{} { return h.done }
+
+// Err is why Done is closed, nil as long as it is not.
+func (h *HeldMember) Err() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.gone
+}
+
+// follow takes over new links until the member ends or is given up.
+func (h *HeldMember) follow(stop *os.File) {
+	defer stop.Close()
+	events := make([]byte, 4096)
+	for {
+		fds := []unix.PollFd{{Fd: int32(stop.Fd()), Events: unix.POLLIN}, {Fd: int32(h.watch.Fd()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+		if fds[0].Revents != 0 {
+			return
+		}
+		if fds[1].Revents == 0 {
+			continue
+		}
+		_, _ = unix.Read(int(h.watch.Fd()), events) // whichever they are, all is looked at anew
+		if err := h.takeOver(); err != nil {
+			h.mu.Lock()
+			h.gone = err
+			h.mu.Unlock()
+			close(h.done)
+			return
+		}
+	}
+}
+
+// takeOver makes the link that the chain has for the member now the one that is
+// held. It waits for the lock, because a link of a change that is not made yet
+// is none to rely on. The error is xdp.ErrGone where the chain has no such
+// member any more.
+func (h *HeldMember) takeOver() error {
+	a := h.arbiter
+	lock, err := a.lock(context.Background())
+	if errors.Is(err, ErrLockTimeout) {
+		return nil // the pin stays, and keeps the member, until the next event
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	r, err := readChainRecord(a.root.Path(h.key, chainPin))
+	if errors.Is(err, os.ErrNotExist) {
+		return h.ended("its chain is gone")
+	}
+	if err != nil {
+		return err
+	}
+	p := r.current.find(h.id)
+	if p == nil {
+		return h.ended("somebody took it out of the chain")
+	}
+	pin := a.root.Path(h.key, memberDir(h.id), linkPinName(r.current.ProgramID, p.Slot))
+	fd, err := kernel.OpenPin(pin)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // nothing that is not held already
+	}
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	if h.link != noFD {
+		h.link.Close()
+	}
+	h.link = fd
+	h.mu.Unlock()
+	return remove(pin)
+}
+
+func (h *HeldMember) ended(why string) error {
+	return &xdp.Error{Op: "hold", Hook: fmt.Sprintf("member %q", h.name), Err: xdp.ErrGone, Detail: why, Hint: "attach it anew"}
+}
+
+// Close gives the member up: the kernel empties its slot at once, and the next
+// change of the chain forgets it. A member that was attached alone is detached.
+func (h *HeldMember) Close() error {
+	h.stop.Close()
+	h.watch.Close()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var errs []error
+	if h.link != noFD {
+		errs = append(errs, h.link.Close())
+		h.link = noFD
+	}
+	errs = append(errs, h.root.Close())
+	if h.keep != nil {
+		errs = append(errs, h.keep.Close())
+		h.keep = nil
+	}
+	return errors.Join(errs...)
+}

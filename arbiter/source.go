@@ -1,0 +1,403 @@
+package arbiter
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/holdfast-bpf/holdfast/chain/fused"
+	"github.com/holdfast-bpf/holdfast/chain/live"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/object"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// sources are where the members' programs come from that a transaction loads. A
+// program is loaded at most once for each way that it can run, however often the
+// transaction has to be planned anew.
+type sources struct {
+	owner     Owner
+	digest    string
+	persistAs string
+	// changes are the sources of the transaction's adds and replaces, in the
+	// order of its changes; nil for others.
+	changes []*source
+	// running are those of members that are in the chain already.
+	running map[uint32]*source
+}
+
+// source is where one version of a member comes from.
+type source struct {
+	record memberRecord
+	hook   *xdp.Hook
+	// object and options say what is loaded. Of a member that is in the chain
+	// they are read from dir, with the maps that are pinned there.
+	object  *object.Object
+	options object.LoadOptions
+	dir     string
+	pinned  map[string]*ebpf.Map
+
+	prepared *object.Prepared
+	extend   *object.Extension // as which it was prepared, nil for none
+	// program and extension are what was loaded, as one or the other.
+	program, extension *ebpf.Program
+}
+
+// newSources reads what the changes want to be loaded. It loads nothing yet.
+func newSources(t *Transaction, owner Owner) (*sources, error) {
+	s := &sources{owner: owner, running: map[uint32]*source{}}
+	type asked struct {
+		owned.Change
+		Digest string
+	}
+	var all []asked
+	for i := range t.Changes {
+		c := &t.Changes[i]
+		var src *source
+		if c.Op == owned.Add || c.Op == owned.Replace {
+			if c.Object == nil {
+				return nil, &xdp.Error{Op: opApply, Hook: t.Hook.String(), Err: xdp.ErrInvalid, Detail: fmt.Sprintf("there is no object to %s %q with", c.Op, c.Name)}
+			}
+			info, err := c.Object.Program(c.Load.Program)
+			if err != nil {
+				return nil, err
+			}
+			digest, err := c.Object.Digest(c.Load)
+			if err != nil {
+				return nil, err
+			}
+			if c.Name == "" {
+				c.Name = info.Name
+			}
+			if err := fillSettings(c, info.Name); err != nil {
+				return nil, err
+			}
+			src = &source{object: c.Object, options: c.Load, hook: t.Hook, record: memberRecord{
+				Name: c.Name, Lifetime: c.Lifetime, Owner: owner, Since: time.Now().Round(time.Second),
+				Object: c.Object.Name(), Program: info.Name, Digest: digest, Frags: info.Frags, Ifindex: c.Load.Ifindex,
+			}}
+			if c.PersistAs != "" {
+				path, err := filepath.Abs(c.PersistAs) // it is removed from elsewhere
+				if err != nil {
+					return nil, err
+				}
+				s.persistAs = path
+			}
+			all = append(all, asked{c.Change, digest})
+		} else {
+			all = append(all, asked{Change: c.Change})
+		}
+		s.changes = append(s.changes, src)
+	}
+	b, err := json.Marshal(all)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b)
+	s.digest = hex.EncodeToString(sum[:])
+	return s, nil
+}
+
+// fillSettings takes what the change does not say from the object's run
+// configuration.
+func fillSettings(c *Change, program string) error {
+	if c.Op != owned.Add {
+		return nil
+	}
+	rc, err := c.Object.RunConfig(program)
+	if err != nil {
+		return err
+	}
+	if c.Priority == nil && c.Before == "" && c.After == "" {
+		c.Priority = &rc.Priority
+	}
+	if c.ProceedOn == nil {
+		c.ProceedOn = &rc.ProceedOn
+	}
+	return nil
+}
+
+func (s *sources) close() {
+	all := slices.Concat(s.changes, slices.Collect(maps.Values(s.running)))
+	for _, src := range all {
+		if src != nil {
+			src.close()
+		}
+	}
+}
+
+func (s *sources) request() request {
+	return request{By: s.owner.Process, UID: s.owner.UID, Digest: s.digest}
+}
+
+// repeats tells whether the transaction is what a killed process did, under the
+// same user, and was not acknowledged.
+func (s *sources) repeats(r *request) bool {
+	return r != nil && !r.By.Alive() && r.UID == s.owner.UID && r.Digest == s.digest
+}
+
+// fresh are the sources of the member versions that the plan brings in, by id.
+func (s *sources) fresh(p *plan) map[uint32]*source {
+	fresh := map[uint32]*source{}
+	for i, src := range s.changes {
+		if src != nil && slices.ContainsFunc(p.after.Members, func(m owned.Member) bool { return m.ID == p.ids[i] }) {
+			fresh[p.ids[i]] = src
+		}
+	}
+	return fresh
+}
+
+// membersOf are the sources of the members that the plan comes to, in their
+// order.
+func (a *Arbiter) membersOf(h *xdp.Hook, p *plan, s *sources) ([]*source, error) {
+	fresh := s.fresh(p)
+	var all []*source
+	for _, m := range p.after.Members {
+		src := fresh[m.ID]
+		if src == nil {
+			if src = s.running[m.ID]; src == nil {
+				src = a.runningSource(h, p, m.ID)
+				s.running[m.ID] = src
+			}
+		} else {
+			src.record.Lifetime = m.Lifetime // of a replace, that of the member before
+		}
+		all = append(all, src)
+	}
+	return all, nil
+}
+
+// runningSource is the source of a member in the chain.
+func (a *Arbiter) runningSource(h *xdp.Hook, p *plan, id uint32) *source {
+	return &source{record: p.found.members[id], hook: h, dir: a.root.Path(p.key, memberDir(id))}
+}
+
+// asItself loads the member as a program that a hook can run.
+func (s *source) asItself() (*ebpf.Program, error) {
+	p, err := s.prepare(nil)
+	if err != nil || s.program != nil {
+		return s.program, err
+	}
+	s.program, err = p.Load()
+	if err != nil {
+		return nil, err
+	}
+	return s.program, p.Pin()
+}
+
+// asExtension loads the member as an extension of a dispatcher's slot. running is
+// the extension that runs already, 0 for none.
+func (s *source) asExtension(d *live.Dispatcher, slot live.Slot, running uint32) (*ebpf.Program, error) {
+	if s.extension != nil {
+		return s.extension, nil // it fits every slot of every dispatcher
+	}
+	if running != 0 {
+		p, err := ebpf.NewProgramFromID(ebpf.ProgramID(running))
+		if err != nil {
+			return nil, fmt.Errorf("open the program of member %q: %w", s.record.Name, err)
+		}
+		s.extension = p
+		return p, nil
+	}
+	extend := d.Extension(slot)
+	p, err := s.prepare(&extend)
+	if err != nil {
+		return nil, err
+	}
+	if s.extension, err = p.Load(); err != nil {
+		return nil, err
+	}
+	return s.extension, p.Pin()
+}
+
+// asPart makes the member's maps, for a program that it will be a part of.
+func (s *source) asPart(m placed) (fused.Member, error) {
+	p, err := s.prepare(nil)
+	return fused.Member{Name: s.record.Name, Priority: m.Priority, ProceedOn: m.ProceedOn, Program: p}, err
+}
+
+// prepare makes the member's maps, or opens those that it has.
+func (s *source) prepare(extend *object.Extension) (*object.Prepared, error) {
+	if s.prepared != nil && (s.extend == nil) == (extend == nil) {
+		return s.prepared, nil
+	}
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	options := s.options
+	options.Extend = extend
+	var p *object.Prepared
+	prepare := func() (err error) {
+		if s.dir == "" {
+			p, err = s.object.Prepare(options)
+		} else {
+			p, err = s.object.Resume(options, s.pinned)
+		}
+		return err
+	}
+	var err error
+	if options.Ifindex == 0 {
+		err = prepare()
+	} else {
+		err = s.hook.Namespace().Do(prepare) // an index means nothing elsewhere
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s.prepared != nil {
+		s.prepared.Close()
+	}
+	s.prepared, s.extend = p, extend
+	return p, nil
+}
+
+func (s *source) close() {
+	for _, p := range []*ebpf.Program{s.program, s.extension} {
+		if p != nil {
+			p.Close()
+		}
+	}
+	if s.prepared != nil {
+		s.prepared.Close()
+	}
+	for _, m := range s.pinned {
+		m.Close()
+	}
+}
+
+// The pins by which a member can be loaded again, with the maps that it has.
+const (
+	objectPin = "object"
+	mapPrefix = "map-"
+)
+
+// mapPin names the pin of a map. A bpffs takes no dots, and no map's name has a
+// hyphen.
+func mapPin(name string) string { return mapPrefix + strings.ReplaceAll(name, ".", "-") }
+
+func mapOfPin(pin string) (string, bool) {
+	name, ok := strings.CutPrefix(pin, mapPrefix)
+	return strings.ReplaceAll(name, "-", "."), ok
+}
+
+// open reads back what pin has pinned, of a member that is in the chain.
+func (s *source) open() error {
+	if s.object != nil {
+		return nil
+	}
+	b, err := readBlob(filepath.Join(s.dir, objectPin))
+	if err != nil {
+		return fmt.Errorf("read the object of member %q, which the chain has kept: %w", s.record.Name, err)
+	}
+	o, err := object.Read(s.record.Object, bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	s.options = object.LoadOptions{Program: object.Choice{Name: s.record.Program}, Ifindex: s.record.Ifindex}
+	s.pinned = map[string]*ebpf.Map{}
+	names, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		name, ok := mapOfPin(n.Name())
+		if !ok {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, n.Name()), nil)
+		if err != nil {
+			return fmt.Errorf("open map %s of member %q: %w", name, s.record.Name, err)
+		}
+		s.pinned[name] = m
+	}
+	s.object = o
+	return nil
+}
+
+// pin pins what it takes to load the member again, into its directory. What runs
+// live is never loaded again, so of that only the maps are pinned: the kernel
+// empties a program array that nobody has a descriptor or a pin of.
+func (s *source) pin(dir string, engine Engine) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if engine == Live && s.record.Lifetime == owned.Held {
+		return nil // the holder has them
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.prepared.Maps)) {
+		if err := kernel.Pin(kernel.FD(s.prepared.Maps[name].FD()), filepath.Join(dir, mapPin(name))); err != nil {
+			return fmt.Errorf("pin map %s of member %q: %w", name, s.record.Name, err)
+		}
+	}
+	if engine == Live {
+		return nil
+	}
+	return pinBlob(filepath.Join(dir, objectPin), s.object.ELF())
+}
+
+// pinBlob keeps bytes in the kernel, in a map that nobody can write any more.
+func pinBlob(path string, b []byte) error {
+	size := (len(b) + 8 + 7) / 8 * 8
+	value := make([]byte, size)
+	binary.NativeEndian.PutUint64(value, uint64(len(b)))
+	copy(value[8:], b)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "holdfast_object", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(size), MaxEntries: 1,
+		Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
+	})
+	if err != nil {
+		return fmt.Errorf("keep a copy of the object: %w", err)
+	}
+	defer m.Close()
+	if err := m.Freeze(); err != nil {
+		return fmt.Errorf("keep a copy of the object: %w", err)
+	}
+	return kernel.Pin(kernel.FD(m.FD()), path)
+}
+
+func readBlob(path string) ([]byte, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	var value []byte
+	if err := m.Lookup(uint32(0), &value); err != nil {
+		return nil, err
+	}
+	if len(value) < 8 {
+		return nil, errNoObject
+	}
+	size := binary.NativeEndian.Uint64(value)
+	if size > uint64(len(value)-8) {
+		return nil, errNoObject
+	}
+	return value[8 : 8+size], nil
+}
+
+var errNoObject = errors.New("what is pinned there is no copy of an object")
+
+// isFresh tells whether the change brings that version of a member in.
+func (s *sources) isFresh(p *plan, id uint32) bool { return s.fresh(p)[id] != nil }
+
+// keep hands over what the holder of a member has to keep open: its maps, the
+// program arrays among them.
+func (s *sources) keep(p *plan, id uint32) interface{ Close() error } {
+	src := s.fresh(p)[id]
+	prepared := src.prepared
+	src.prepared = nil
+	return prepared
+}
