@@ -72,12 +72,12 @@ func (e *Error) Unwrap() []error {
 }
 
 // errorf completes an error with what was being done to which object.
-func (o *Object) errorf(op, program string, err error) error {
+func errorf(op, object, program string, err error) error {
 	var e *Error
 	if !errors.As(err, &e) {
 		e = &Error{Err: err}
 	}
-	e.Op, e.Object = op, o.name
+	e.Op, e.Object = op, object
 	if e.Program == "" {
 		e.Program = program
 	}
@@ -87,10 +87,10 @@ func (o *Object) errorf(op, program string, err error) error {
 // explain says in words why the kernel did not load a program or its maps. It
 // asks the kernel only after the failure, and only to tell a kernel that lacks
 // something from a mistake in the object.
-func explain(err error, p ProgramInfo, opts LoadOptions) *Error {
-	e := &Error{Program: p.Name, cause: err}
-	extension := opts.Extend != nil
-	deviceBound := opts.Ifindex != 0 && !opts.Offload && !extension
+func (p *Prepared) explain(err error) *Error {
+	e := &Error{Program: p.Info.Name, cause: err}
+	extension := p.opts.Extend != nil
+	deviceBound := p.opts.Ifindex != 0 && !p.opts.Offload && !extension
 
 	var ve *ebpf.VerifierError
 	var telling string
@@ -135,12 +135,13 @@ func explain(err error, p ProgramInfo, opts LoadOptions) *Error {
 		}
 		e.Hint = "attach the program alone, or use a kernel that takes programs of type BPF_PROG_TYPE_EXT"
 
-	case extension && strings.Contains(text, "populating map") && errors.Is(err, unix.EINVAL):
+	case extension && telling == "" && errors.Is(err, unix.EINVAL) && p.tailCalls():
+		// The array belongs to programs of type XDP, as what it holds is.
 		e.Err = fmt.Errorf("%w as an extension: it makes tail calls, which this kernel does not let extensions do", ErrNotSupported)
 		e.Hint = "attach the program alone, or use a newer kernel (6.1 does)"
 
-	case p.Frags && !extension && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_HAS_FRAGS):
-		e.Err = fmt.Errorf("%w: the program is for packets of several buffers (section %s), which needs Linux 5.18", ErrNotSupported, p.Section)
+	case p.Info.Frags && !extension && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_HAS_FRAGS):
+		e.Err = fmt.Errorf("%w: the program is for packets of several buffers (section %s), which needs Linux 5.18", ErrNotSupported, p.Info.Section)
 		e.Hint = `put it into SEC("xdp"), or use a newer kernel`
 
 	case deviceBound && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_DEV_BOUND_ONLY):

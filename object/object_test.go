@@ -192,19 +192,15 @@ func TestTheDigestTellsWhatIsLoaded(t *testing.T) {
 		return o
 	}
 	load := func(o *Object, change func(*ebpf.ProgramSpec), opts LoadOptions) string {
-		chosen, err := o.choose(opts.Program)
+		p, _, err := o.prepared(opts)
 		if err != nil {
 			t.Fatal(err)
 		}
-		spec, err := o.extract(chosen, opts)
-		if err != nil {
-			t.Fatal(err)
+		if change == nil {
+			return p.Digest
 		}
-		p := spec.Programs[chosen.Name]
-		if change != nil {
-			change(p)
-		}
-		return o.digest(p)
+		change(p.Spec)
+		return o.digest(p.Spec)
 	}
 	digest := func(o *Object) string { return load(o, nil, LoadOptions{}) }
 	with := func(opts LoadOptions) string { return load(read(t, "filter"), nil, opts) }
@@ -277,7 +273,7 @@ func TestWhatTheKernelRefusesIsToldInWords(t *testing.T) {
 	verifier := func(errno error, lines ...string) error {
 		return &ebpf.VerifierError{Cause: errno, Log: lines}
 	}
-	xdp := ProgramInfo{Name: "p", Section: "xdp"}
+	p := &Prepared{Info: ProgramInfo{Name: "p", Section: "xdp"}}
 	for name, c := range map[string]struct {
 		err   error
 		kind  error
@@ -293,7 +289,7 @@ func TestWhatTheKernelRefusesIsToldInWords(t *testing.T) {
 		"anything else":      {unix.ENOMEM, unix.ENOMEM, "cannot allocate memory"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := explain(c.err, xdp, LoadOptions{})
+			e := p.explain(c.err)
 			e.Op, e.Object = "load", "x.o"
 			wantError(t, e, c.kind, "load x.o, program p: ", c.words)
 			var errno unix.Errno
@@ -321,11 +317,7 @@ func FuzzRead(f *testing.F) {
 		}
 		for _, p := range o.Programs() {
 			o.RunConfig(p.Name)
-			if chosen, err := o.choose(Choice{Name: p.Name}); err == nil {
-				if spec, err := o.extract(chosen, LoadOptions{}); err == nil {
-					o.digest(spec.Programs[p.Name])
-				}
-			}
+			o.prepared(LoadOptions{Program: Choice{Name: p.Name}})
 		}
 		for _, v := range o.Variables() {
 			for _, part := range []string{"=1", "=x", ".rate=1", ".burst.low=1", "[3]=1", "[0][0]=1"} {
