@@ -10,6 +10,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/chain/fused"
 	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -63,7 +64,7 @@ func (a *Arbiter) build(h *xdp.Hook, p *plan, s *sources) (*build, error) {
 		return a.buildFused(p, members)
 	default: // any: several, and nobody said how
 		b, err := a.buildLive(p, members)
-		if !errors.Is(err, xdp.ErrNotSupported) {
+		if !errors.Is(err, xdp.ErrNotSupported) && !errors.Is(err, object.ErrExtension) {
 			return b, err
 		}
 		a.log("members are fused into one program, because the kernel can't replace functions", "why", err)

@@ -119,8 +119,12 @@ func (x *execution) run() error {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if root != nil {
+			root.Close()
+		}
+	}()
 	if root != nil {
-		defer root.Close()
 		if err := x.keepRoot(root); err != nil {
 			return err
 		}

@@ -1,0 +1,2 @@
+// Package chaintest tests the chains of package arbiter on a real kernel.
+package chaintest

@@ -1,0 +1,160 @@
+package chaintest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
+	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
+	"github.com/holdfast-bpf/holdfast/object"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+func TestMain(m *testing.M) { kerneltest.Main(m, kerneltest.Commands{}) }
+
+// place is an interface and a state of its own.
+type place struct {
+	*testing.T
+	dir     string
+	veth    *kerneltest.Veth
+	arbiter *arbiter.Arbiter
+	hook    *xdp.Hook
+}
+
+func newPlace(t *testing.T) *place {
+	t.Helper()
+	kerneltest.NoLeaks(t)
+	p := &place{T: t, dir: kerneltest.BPFFS(t), veth: kerneltest.NewVeth(t)}
+	a, err := arbiter.Open(arbiter.Options{Dir: p.dir, Log: func(msg string, args ...any) { t.Log(append([]any{msg}, args...)...) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close() })
+	p.arbiter = a
+	ns, err := xdp.OpenNamespace(p.veth.Near.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	if p.hook, err = ns.Hook(p.veth.NearName, xdp.Auto); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func open(t testing.TB, name string) *object.Object {
+	t.Helper()
+	o, err := object.Read(name+".o", bytes.NewReader(bpfprog.ELF(name)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func (p *place) apply(changes ...arbiter.Change) *arbiter.Applied {
+	p.Helper()
+	applied, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{Hook: p.hook, Changes: changes})
+	if err != nil {
+		p.Fatal(err)
+	}
+	if applied.Acknowledge != nil {
+		if err := applied.Acknowledge(); err != nil {
+			p.Fatal(err)
+		}
+	}
+	return applied
+}
+
+func add(t testing.TB, object, name string) arbiter.Change {
+	return arbiter.Change{Change: owned.Change{Op: owned.Add, Name: name}, Object: open(t, object)}
+}
+
+func remove(name string) arbiter.Change {
+	return arbiter.Change{Change: owned.Change{Op: owned.Remove, Name: name}}
+}
+
+// names are those of the chain that is there, nil where there is none.
+func (p *place) names() []string {
+	p.Helper()
+	st, err := p.arbiter.At(p.hook)
+	if err != nil {
+		p.Fatal(err)
+	}
+	if st == nil || st.Chain == nil {
+		return nil
+	}
+	var names []string
+	for _, m := range st.Chain.Members {
+		names = append(names, m.Name)
+	}
+	return names
+}
+
+func (p *place) wantNames(want ...string) {
+	p.Helper()
+	if got := p.names(); !slices.Equal(got, want) {
+		p.Errorf("the chain is %v, want %v", got, want)
+	}
+}
+
+// verdict is what the hook's program returns for a packet.
+func (p *place) verdict() uint32 {
+	p.Helper()
+	s, err := p.hook.Query()
+	if err != nil {
+		p.Fatal(err)
+	}
+	at := s.At(xdp.Auto)
+	if at == nil {
+		p.Fatal("nothing is attached")
+	}
+	program, err := ebpf.NewProgramFromID(ebpf.ProgramID(at.Program.ID))
+	if err != nil {
+		p.Fatal(err)
+	}
+	defer program.Close()
+	v, err := program.Run(&ebpf.RunOptions{Data: make([]byte, 64)})
+	if err != nil {
+		p.Fatal(err)
+	}
+	return v
+}
+
+func TestMembersComeAndGo(t *testing.T) {
+	p := newPlace(t)
+	p.apply(add(t, "pass", "one"))
+	p.wantNames("one")
+	p.apply(add(t, "pass", "two"))
+	p.wantNames("one", "two")
+	if v := p.verdict(); v != 2 {
+		t.Errorf("verdict %d", v)
+	}
+	p.apply(add(t, "drop", "three"))
+	p.wantNames("one", "two", "three")
+	if v := p.verdict(); v != 1 {
+		t.Errorf("verdict %d", v)
+	}
+	p.apply(remove("two"))
+	p.wantNames("one", "three")
+	if v := p.verdict(); v != 1 {
+		t.Errorf("verdict %d", v)
+	}
+	p.apply(remove("three"))
+	if v := p.verdict(); v != 2 {
+		t.Errorf("verdict %d", v)
+	}
+	_, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{Hook: p.hook, Changes: []arbiter.Change{add(t, "pass", "one")}})
+	if !errors.Is(err, owned.ErrExists) {
+		t.Errorf("got %v", err)
+	}
+	t.Log(err)
+	p.apply(remove("one"))
+	p.wantNames()
+}
