@@ -380,7 +380,7 @@ func TestOneExtensionIsInSeveralDispatchers(t *testing.T) {
 	other.commit(3, 60)
 	b.want(pass, 7)
 	other.want(pass, 7, 7)
-	b.Dispatcher.Close()
+	b.Close()
 	other.want(pass, 7, 7)
 	other.commit()
 	other.await()
