@@ -382,3 +382,12 @@ func openError(name string, err error) error {
 func formatError(name, what, hint string, cause error) error {
 	return &Error{Op: "open", Object: name, Err: fmt.Errorf("%w: %s", ErrFormat, what), Hint: hint, cause: cause}
 }
+
+// Digest is what [Loaded.Digest] will be if the object is loaded so.
+func (o *Object) Digest(opts LoadOptions) (string, error) {
+	p, _, err := o.prepared(opts)
+	if err != nil {
+		return "", errorf("read", o.name, "", err)
+	}
+	return p.Digest, nil
+}
