@@ -40,6 +40,11 @@ type Transaction struct {
 	Foreign bool
 	// DryRun changes nothing.
 	DryRun bool
+
+	// edit, if there is one, is what is done instead of Changes.
+	edit func(owned.Chain) (owned.Chain, error)
+	// adopt takes over the foreign program that netlink attached.
+	adopt *adoption
 }
 
 // Applied is what came of a transaction.
@@ -117,10 +122,10 @@ func (a *Arbiter) try(ctx context.Context, t *Transaction, s *sources) (*Applied
 	if err != nil {
 		return nil, err
 	}
-	if !p.stillHolds(now) {
+	if !p.stillHolds(now) && (t.adopt == nil || t.adopt.check(t.Hook, now) != nil) {
 		return nil, fmt.Errorf("%w: %s", errRaced, describeChain(now))
 	}
-	held, err := a.execute(l, now, t.Hook, p, b, s)
+	held, err := a.execute(l, now, t, p, b, s)
 	if err != nil {
 		return nil, err
 	}
@@ -195,8 +200,12 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		return nil, err
 	}
 	p := &plan{key: now.key, engine: t.Engine, before: owned.Chain{NextID: firstID}}
-	attaches := slices.ContainsFunc(t.Changes, func(c Change) bool { return c.Op == owned.Add })
+	attaches := t.edit != nil || slices.ContainsFunc(t.Changes, func(c Change) bool { return c.Op == owned.Add })
 	switch {
+	case t.adopt != nil:
+		if err := t.adopt.check(t.Hook, now); err != nil {
+			return nil, err
+		}
 	case now.entry != nil && now.entry.chain != nil && inOtherMode(now.at, t.Hook):
 		if !attaches {
 			return nil, nothingAttached(opApply, t.Hook, now.at)
@@ -213,7 +222,7 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		return p, nil
 	case !attaches && now.lost != nil:
 		return nil, drifted(opApply, t.Hook, now.lost, "attach anew")
-	case !attaches:
+	case !attaches && len(t.Changes) > 0:
 		return nil, nothingAttached(opApply, t.Hook, nil)
 	}
 	if p.found != nil && s.repeats(p.found.header.Done) {
@@ -221,6 +230,12 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		p.repeated, p.after = true, p.before
 		p.found.header.Done.By = s.owner.Process
 		return p, p.found.putHeader()
+	}
+	if t.edit != nil {
+		if p.after, err = t.edit(p.before); err != nil {
+			return nil, p.withOwner(err, t.Hook)
+		}
+		return p, nil
 	}
 	if err := a.mayRemove(t, p); err != nil {
 		return nil, err

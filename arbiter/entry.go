@@ -72,6 +72,19 @@ func key(namespaceID string, index int, mode xdp.Mode) string {
 	return key
 }
 
+// hookOfKey is the other way round, of a hook in the namespace of that id.
+func hookOfKey(key, namespaceID string) (index int, mode xdp.Mode, ok bool) {
+	rest, ok := strings.CutPrefix(key, namespaceID+"-")
+	if !ok {
+		return 0, 0, false
+	}
+	if number, offload := strings.CutSuffix(rest, offloadSuffix); offload {
+		rest, mode = number, xdp.Offload
+	}
+	index, err := strconv.Atoi(rest)
+	return index, mode, err == nil
+}
+
 // in tells whether the entry was made in the namespace of that id.
 func (e *entry) in(namespaceID string) bool { return strings.HasPrefix(e.key, namespaceID+"-") }
 

@@ -45,6 +45,7 @@ type execution struct {
 	plan *plan
 	*build
 	sources *sources
+	adopt   *adoption
 	key     string
 	record  *chainRecord
 	// links are the members' new links that belong to nobody yet.
@@ -56,9 +57,9 @@ type execution struct {
 //
 // Killed anywhere it leaves what settleChain completes, or undoes: the record
 // says what was and what is to come, and the kernel which of both runs.
-func (a *Arbiter) execute(l locked, now hookState, h *xdp.Hook, p *plan, b *build, s *sources) ([]*HeldMember, error) {
+func (a *Arbiter) execute(l locked, now hookState, t *Transaction, p *plan, b *build, s *sources) ([]*HeldMember, error) {
 	x := &execution{
-		Arbiter: a, l: l, hook: h, plan: p, build: b, sources: s,
+		Arbiter: a, l: l, hook: t.Hook, plan: p, build: b, sources: s, adopt: t.adopt,
 		key: now.key, links: map[uint32]kernel.FD{},
 	}
 	defer func() {
@@ -82,7 +83,7 @@ func (a *Arbiter) execute(l locked, now hookState, h *xdp.Hook, p *plan, b *buil
 		for _, m := range x.held {
 			err = errors.Join(err, m.Close())
 		}
-		return nil, errors.Join(held(atHook(err, h), now.entry), undo())
+		return nil, errors.Join(held(atHook(err, t.Hook), now.entry), undo())
 	}
 	return x.held, nil
 }
@@ -244,7 +245,11 @@ func (x *execution) boundTo() int {
 // attachRoot makes the hook's link. It is written down before it is pinned, so
 // that whoever finds the pin finds whose it is.
 func (x *execution) attachRoot() (*xdp.Link, error) {
-	root, err := x.hook.AttachLink(x.build.root)
+	attach := func() (*xdp.Link, error) { return x.hook.AttachLink(x.build.root) }
+	if x.adopt != nil {
+		attach = func() (*xdp.Link, error) { return x.adopt.takeOver(x.hook, x.build.root) }
+	}
+	root, err := attach()
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package arbiter
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -207,28 +208,44 @@ type Stale struct {
 	Why       string `json:"why"`
 }
 
-// GC removes the entries that attach nothing any more, and what else killed
-// processes have left. With dryRun it only tells. What is attached stays
-// attached. An entry of a shared hook in a namespace that can't be found from
-// here is left alone.
+// GC removes the entries that attach nothing any more, the members of chains
+// whose holders have ended, and what else killed processes have left. With dryRun
+// it only tells. What is attached stays attached. An entry of a shared hook in a
+// namespace that can't be found from here is left alone.
 func (a *Arbiter) GC(ctx context.Context, dryRun bool) ([]Stale, error) {
 	stale := []Stale{}
 	if a.root == nil {
 		return stale, nil
 	}
+	stale, chains, err := a.collect(ctx, dryRun)
+	if err != nil || dryRun {
+		return stale, err
+	}
+	for _, key := range chains {
+		if err := a.forgetDead(ctx, key); err != nil {
+			return nil, err
+		}
+	}
+	return stale, nil
+}
+
+// collect does what GC does, but for the members of chains: it returns the keys
+// of those that have some.
+func (a *Arbiter) collect(ctx context.Context, dryRun bool) (stale []Stale, chains []string, err error) {
 	l, err := a.lock(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer l.unlock()
 	entries, err := a.read()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	attached, err := everywhere(entries)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	stale = []Stale{}
 	for _, e := range entries {
 		if e.err != nil {
 			continue
@@ -237,8 +254,21 @@ func (a *Arbiter) GC(ctx context.Context, dryRun bool) ([]Stale, error) {
 		if e.link == nil && e.recordErr == nil && e.record.Held == xdp.HeldByNetlink && (!reachable || e.elsewhere(attached)) {
 			continue
 		}
-		if why := e.dead(at); why != "" {
+		why := e.dead(at)
+		if why != "" {
 			stale = append(stale, Stale{Entry: e.key, Name: e.record.Name, Interface: e.record.Interface, Why: why})
+		} else if e.chain != nil {
+			if dead := a.deadMembers(e.key, e.chain); len(dead) > 0 {
+				chains = append(chains, e.key)
+				for _, m := range e.chain.current.Members {
+					if dead[m.ID] {
+						stale = append(stale, Stale{
+							Entry: e.key, Name: e.chain.members[m.ID].Name, Interface: e.record.Interface,
+							Why: "the process that held it has ended",
+						})
+					}
+				}
+			}
 		}
 		if dryRun {
 			continue
@@ -246,11 +276,51 @@ func (a *Arbiter) GC(ctx context.Context, dryRun bool) ([]Stale, error) {
 		// A change that was made and not acknowledged stays so: whoever asked
 		// may still ask again.
 		if _, err = a.settle(l, e, at); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return stale, nil
+	return stale, chains, nil
 }
+
+// forgetDead takes the members out of a chain whose holders have ended, if its
+// hook can be found from here.
+func (a *Arbiter) forgetDead(ctx context.Context, key string) error {
+	found, err := netns.All()
+	if err != nil {
+		return err
+	}
+	for _, f := range found {
+		ns, err := xdp.OpenNamespace(f.Spec)
+		if err != nil {
+			continue // gone since, or not to be entered
+		}
+		err = func() error {
+			defer ns.Close()
+			index, mode, ok := hookOfKey(key, ns.ID())
+			if !ok {
+				return errElsewhere
+			}
+			h, err := ns.HookAt(index, mode)
+			if errors.Is(err, xdp.ErrNotFound) {
+				return nil // gone since
+			}
+			if err != nil {
+				return err
+			}
+			applied, err := a.Apply(ctx, Transaction{Hook: h})
+			if err != nil || applied.Acknowledge == nil {
+				return err
+			}
+			return applied.Acknowledge()
+		}()
+		if !errors.Is(err, errElsewhere) {
+			return err
+		}
+	}
+	return nil
+}
+
+var errElsewhere = errors.New("the hook is in another namespace")
 
 // elsewhere tells whether the entry's interface went to another namespace and
 // took what netlink attached along.
