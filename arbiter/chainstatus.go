@@ -61,7 +61,21 @@ func (s *ChainStatus) Model() owned.Chain {
 	return c
 }
 
-// status reads the chain of an entry, nil of one that has none.
+// Chain reads the chain of an owned hook, as it runs; one that nothing is
+// attached to has an empty one. It changes nothing. What is attached there and
+// is no owned chain is a conflict.
+func (a *Arbiter) Chain(h *xdp.Hook) (owned.Chain, error) {
+	st, err := a.At(h)
+	if err != nil || st == nil {
+		return owned.Chain{}, err
+	}
+	if st.Chain == nil {
+		return owned.Chain{}, a.Explain(h, conflict("read the chain", h, &st.Attachment, "it has no chain of Holdfast's"))
+	}
+	return st.Chain.Model(), nil
+}
+
+// chainStatus reads the chain of an entry, nil of one that has none.
 func (a *Arbiter) chainStatus(e *entry) *ChainStatus {
 	if e.chain == nil {
 		return nil

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -152,6 +153,27 @@ func (h *HeldMember) takeOver() error {
 
 func (h *HeldMember) ended(why string) error {
 	return &xdp.Error{Op: "hold", Hook: fmt.Sprintf("member %q", h.name), Err: xdp.ErrGone, Detail: why, Hint: "attach it anew"}
+}
+
+// Remove takes the member out of the chain of its hook, so that nothing is left
+// of it; Close only lets go. It is no error if somebody else has taken it out.
+func (h *HeldMember) Remove(ctx context.Context, hook *xdp.Hook) error {
+	applied, err := h.arbiter.Apply(ctx, Transaction{Hook: hook, edit: func(c owned.Chain) (owned.Chain, error) {
+		for _, m := range c.Members {
+			if m.ID == h.id {
+				r, err := c.Apply(owned.Transaction{Changes: []owned.Change{{Op: owned.Remove, Name: m.Name}}})
+				return r.After, err
+			}
+		}
+		return c, nil
+	}})
+	if errors.Is(err, xdp.ErrConflict) {
+		return nil // the hook has come to be another's
+	}
+	if err != nil || applied.Acknowledge == nil {
+		return err
+	}
+	return applied.Acknowledge()
 }
 
 // Close gives the member up: the kernel empties its slot at once, and the next
