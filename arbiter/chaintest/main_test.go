@@ -158,3 +158,25 @@ func TestMembersComeAndGo(t *testing.T) {
 	p.apply(remove("one"))
 	p.wantNames()
 }
+
+// engines are those that this kernel can run chains by. All kernels in virtual
+// machines replace functions; the machine's own may not.
+func engines(t *testing.T) []arbiter.Engine {
+	t.Helper()
+	p := newPlace(t)
+	applied, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{
+		Hook: p.hook, Engine: arbiter.Live, Changes: []arbiter.Change{add(t, "pass", "one")},
+	})
+	switch {
+	case err == nil:
+		if err := applied.Acknowledge(); err != nil {
+			t.Fatal(err)
+		}
+		p.apply(remove("one"))
+		return []arbiter.Engine{arbiter.Live, arbiter.Fused}
+	case kerneltest.InMachine() || !errors.Is(err, object.ErrExtension):
+		t.Fatal(err)
+	}
+	p.wantNames()
+	return []arbiter.Engine{arbiter.Fused}
+}

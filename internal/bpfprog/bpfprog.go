@@ -31,6 +31,7 @@ import (
 //go:generate bpf2go Frags ../../bpf/frags.c
 //go:generate bpf2go Gate ../../bpf/gate.c
 //go:generate bpf2go Legacy ../../bpf/legacy.c
+//go:generate bpf2go Mark ../../bpf/mark.c
 //go:generate bpf2go Member ../../bpf/member.c
 //go:generate bpf2go Mixed ../../bpf/mixed.c
 //go:generate bpf2go Pass ../../bpf/pass.c

@@ -1,0 +1,304 @@
+package chaintest
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
+	"github.com/holdfast-bpf/holdfast/object"
+)
+
+const markPort = 7777
+
+// traffic is a bounded stream of numbered packets to a hook, and what each of
+// them tells about the members that it met.
+type traffic struct {
+	sent    atomic.Uint64 // the number of the last packet
+	stop    chan struct{}
+	done    chan struct{}
+	sink    *net.UDPConn
+	arrived chan struct{}
+	packets []packet
+}
+
+// packet is one that arrived: its number, and the marks of the members that it
+// met.
+type packet struct {
+	number uint64
+	marks  []byte
+}
+
+const (
+	mostPackets = 3_000_000
+	mostTime    = time.Minute
+	perSecond   = 20_000
+)
+
+func startTraffic(p *place) *traffic {
+	p.Helper()
+	f := &traffic{stop: make(chan struct{}), done: make(chan struct{}), arrived: make(chan struct{})}
+	addr := &net.UDPAddr{IP: p.veth.NearAddr.AsSlice(), Port: markPort}
+	var source *net.UDPConn
+	p.veth.Near.In(p, func() (err error) {
+		f.sink, err = net.ListenUDP("udp4", addr)
+		return err
+	})
+	if err := f.sink.SetReadBuffer(8 << 20); err != nil {
+		p.Fatal(err)
+	}
+	p.veth.Far.In(p, func() (err error) {
+		source, err = net.DialUDP("udp4", nil, addr)
+		return err
+	})
+	raw, err := source.SyscallConn()
+	if err != nil {
+		p.Fatal(err)
+	}
+	// The members change what a checksum would be of.
+	var noCheck error
+	if err := raw.Control(func(fd uintptr) { noCheck = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1) }); err != nil || noCheck != nil {
+		p.Fatal(err, noCheck)
+	}
+	go f.send(source)
+	go f.receive()
+	p.Cleanup(func() { f.end() })
+	return f
+}
+
+// end stops sending, and returns what has arrived.
+func (f *traffic) end() []packet {
+	select {
+	case <-f.stop:
+	default:
+		close(f.stop)
+	}
+	<-f.done
+	_ = f.sink.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // for what is under way
+	<-f.arrived
+	f.sink.Close()
+	return f.packets
+}
+
+func (f *traffic) send(c *net.UDPConn) {
+	defer close(f.done)
+	defer c.Close()
+	payload := make([]byte, 8+1+16)
+	start := time.Now()
+	for n := uint64(1); n <= mostPackets; n++ {
+		binary.LittleEndian.PutUint64(payload, n)
+		if n%16 == 0 {
+			elapsed := time.Since(start)
+			select {
+			case <-f.stop:
+				return
+			default:
+			}
+			if elapsed > mostTime {
+				return
+			}
+			time.Sleep(time.Duration(n)*time.Second/perSecond - elapsed)
+		}
+		if _, err := c.Write(payload); err == nil {
+			f.sent.Store(n)
+		}
+	}
+}
+
+func (f *traffic) receive() {
+	defer close(f.arrived)
+	b := make([]byte, 2048)
+	for {
+		n, err := f.sink.Read(b)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, net.ErrClosed):
+			return
+		case err != nil || n != 8+1+16 || b[8] > 16:
+			continue
+		}
+		f.packets = append(f.packets, packet{binary.LittleEndian.Uint64(b), slices.Clone(b[9 : 9+b[8]])})
+	}
+}
+
+// state is a chain between two transactions, as packets can tell.
+type state struct {
+	marks []byte
+	// after is the number of the last packet that had been sent when the
+	// transaction that made it returned: those behind it meet this state or a
+	// later one.
+	after uint64
+}
+
+// check follows the packets through the states. Each must have met exactly one
+// state, none may have met an older one than a packet before it, and none an
+// older one than was in force when it was sent.
+func check(t *testing.T, states []state, packets []packet) {
+	t.Helper()
+	at, exceptions := 0, 0
+	for _, p := range packets {
+		for at+1 < len(states) && p.number > states[at+1].after {
+			at++
+		}
+		was := at
+		for at < len(states) && !slices.Equal(states[at].marks, p.marks) {
+			at++
+		}
+		if at == len(states) {
+			at = was
+			if exceptions++; exceptions < 10 {
+				t.Errorf("packet %d met %v; the chain was %v then, and then %v", p.number, p.marks, states[at].marks, states[min(at+1, len(states)-1)].marks)
+			}
+		}
+	}
+	if exceptions > 0 {
+		t.Errorf("%d packets met what no chain was", exceptions)
+	}
+}
+
+// changer makes random transactions, and knows what comes of them.
+type changer struct {
+	*place
+	engine  arbiter.Engine
+	random  *rand.Rand
+	serial  int
+	marks   map[string]byte
+	members []owned.Member
+}
+
+// transaction is a random one of one to five changes.
+func (c *changer) transaction() []arbiter.Change {
+	var changes []arbiter.Change
+	names := []string{}
+	for _, m := range c.members {
+		names = append(names, m.Name)
+	}
+	touched := map[string]bool{}
+	for n := 1 + c.random.IntN(5); n > 0; n-- {
+		var free []string
+		for _, name := range names {
+			if !touched[name] {
+				free = append(free, name)
+			}
+		}
+		kind := c.random.IntN(5)
+		switch {
+		case len(free) == 0, kind == 0 && len(names) < 8:
+			if len(names) >= 8 {
+				continue
+			}
+			c.serial++
+			name := fmt.Sprintf("m%d", c.serial)
+			priority := uint32(c.random.IntN(4))
+			changes = append(changes, arbiter.Change{
+				Change: owned.Change{Op: owned.Add, Name: name, Priority: &priority}, Object: c.object(name),
+			})
+			touched[name], names = true, append(names, name)
+		default:
+			name := free[c.random.IntN(len(free))]
+			touched[name] = true
+			change := arbiter.Change{Change: owned.Change{Op: owned.Set, Name: name}}
+			switch {
+			case kind == 1 && len(names) > 2:
+				change.Op = owned.Remove
+				names = slices.DeleteFunc(names, func(n string) bool { return n == name })
+			case kind == 2:
+				change.Op, change.Object = owned.Replace, c.object(name)
+			case kind == 3:
+				actions := chain.Set(chain.Pass)
+				if c.random.IntN(2) == 0 {
+					actions = chain.Set(chain.Drop)
+				}
+				change.ProceedOn = &actions
+			default:
+				priority := uint32(c.random.IntN(4))
+				change.Priority = &priority
+			}
+			changes = append(changes, change)
+		}
+	}
+	return changes
+}
+
+// object is a program that leaves a mark of its own.
+func (c *changer) object(name string) *object.Object {
+	c.Helper()
+	o := open(c, "mark")
+	c.serial++
+	mark := byte(1 + c.serial%250)
+	if err := o.Set(fmt.Sprintf("mark=%d", mark)); err != nil {
+		c.Fatal(err)
+	}
+	c.marks[name] = mark
+	return o
+}
+
+// seen are the marks that a packet gets from the chain.
+func (c *changer) seen() []byte {
+	var marks []byte
+	for _, m := range c.members {
+		marks = append(marks, c.marks[m.Name])
+		if !m.ProceedOn.Has(chain.Pass) {
+			break
+		}
+	}
+	return marks
+}
+
+func testAtomic(t *testing.T, engine arbiter.Engine, rounds int) {
+	p := newPlace(t)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	c := &changer{place: p, engine: engine, random: rand.New(rand.NewPCG(seed, 0)), marks: map[string]byte{}}
+	apply := func(changes []arbiter.Change) {
+		applied, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{Hook: p.hook, Changes: changes, Engine: engine})
+		if err != nil {
+			t.Fatalf("%v: %v", changes, err)
+		}
+		if applied.Acknowledge != nil {
+			if err := applied.Acknowledge(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.members = applied.After.Members
+	}
+	apply([]arbiter.Change{
+		{Change: owned.Change{Op: owned.Add, Name: "a"}, Object: c.object("a")},
+		{Change: owned.Change{Op: owned.Add, Name: "b"}, Object: c.object("b")},
+	})
+	states := []state{{marks: c.seen()}}
+	f := startTraffic(p)
+	changes := 0
+	for range rounds {
+		transaction := c.transaction()
+		changes += len(transaction)
+		apply(transaction)
+		states = append(states, state{c.seen(), f.sent.Load()})
+	}
+	packets := f.end()
+	check(t, states, packets)
+	// There have to be some packets for each transaction, or nothing is shown.
+	if len(packets) < 2*rounds {
+		t.Errorf("only %d packets arrived, for %d transactions", len(packets), rounds)
+	}
+	t.Logf("COUNT transactions under flood %d", rounds)
+	t.Logf("%d changes, %d packets", changes, len(packets))
+}
+
+func TestEachPacketMeetsTheChainBeforeATransactionOrAfterIt(t *testing.T) {
+	for _, engine := range engines(t) {
+		t.Run(string(engine), func(t *testing.T) { testAtomic(t, engine, kerneltest.Rounds(1000)) })
+	}
+}
