@@ -45,7 +45,7 @@ type packet struct {
 const (
 	mostPackets = 3_000_000
 	mostTime    = time.Minute
-	perSecond   = 20_000
+	perSecond   = 5_000
 )
 
 func startTraffic(p *place) *traffic {
