@@ -186,7 +186,7 @@ func (a *Arbiter) buildLive(p *plan, members []*source) (_ *build, err error) {
 		wanted.Frags = wanted.Frags && m.record.Frags
 		if i > 0 && m.record.Ifindex != wanted.Ifindex {
 			return nil, &owned.Error{
-				Op: string(owned.Add), Member: m.record.Name, Err: owned.ErrInvalid,
+				Op: owned.Add, Member: m.record.Name, Err: owned.ErrInvalid,
 				Detail: "a chain's members are bound to its device all, or none is",
 				Hint:   "give --device-bound for all of them",
 			}

@@ -24,7 +24,12 @@ func (a *Arbiter) Lock(ctx context.Context, h *xdp.Hook) (Acknowledge, error) {
 // Unlock undoes Lock. The errors are those of Apply, [owned.ErrInvalid] where the
 // hook is not locked.
 func (a *Arbiter) Unlock(ctx context.Context, h *xdp.Hook) (Acknowledge, error) {
-	return a.edit(ctx, h, owned.Chain.Unlock)
+	return a.edit(ctx, h, func(c owned.Chain) (owned.Chain, error) {
+		if !c.Locked {
+			return c, &owned.Error{Op: "unlock", Err: owned.ErrInvalid, Detail: "the hook is not locked", Hint: "there is nothing to do"}
+		}
+		return c.Unlock(), nil
+	})
 }
 
 func (a *Arbiter) edit(ctx context.Context, h *xdp.Hook, edit func(owned.Chain) (owned.Chain, error)) (Acknowledge, error) {

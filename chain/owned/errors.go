@@ -34,6 +34,14 @@ var (
 	ErrInvalid = errors.New("invalid")
 )
 
+// IsConflict tells whether the error is one with what is there: somebody else's
+// member, or what is not as it was expected to be.
+func IsConflict(err error) bool {
+	return slices.ContainsFunc([]error{ErrExists, ErrGeneration, ErrExclusive, ErrLocked, ErrNotEmpty}, func(c error) bool {
+		return errors.Is(err, c)
+	})
+}
+
 // What an error's Op is beside those of changes.
 const (
 	opChange Op = "change the chain"
