@@ -20,7 +20,10 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/fused"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
+	"github.com/holdfast-bpf/holdfast/chain/live"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/cli/xdploader"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -64,6 +67,14 @@ var exitCodes = []struct {
 	code int
 }{
 	{libxdp.ErrFull, exitNotSupported},
+	{owned.ErrFull, exitNotSupported},
+	{live.ErrFull, exitNotSupported},
+	{fused.ErrLimit, exitNotSupported},
+	{owned.ErrExists, exitConflict},
+	{owned.ErrGeneration, exitConflict},
+	{owned.ErrExclusive, exitConflict},
+	{owned.ErrLocked, exitConflict},
+	{owned.ErrNotEmpty, exitConflict},
 	{xdp.ErrConflict, exitConflict},
 	{xdp.ErrExists, exitConflict},
 	{xdp.ErrPort, exitConflict},
@@ -86,6 +97,7 @@ var exitCodes = []struct {
 	{chain.ErrAmbiguous, exitUsage},
 	{chain.ErrOrder, exitUsage},
 	{chain.ErrNoRoom, exitUsage},
+	{owned.ErrInvalid, exitUsage},
 	{xdp.ErrInvalid, exitUsage},
 	{xdp.ErrUnexpected, exitFailed},
 	{object.ErrFormat, exitFailed},
@@ -215,6 +227,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 drift, 4 conflict, 5 not permitted,
 	flags.DurationVar(&a.lockTimeout, "lock-timeout", arbiter.DefaultLockTimeout, "how long to wait for others who change something")
 	root.AddCommand(
 		a.attachCommand(), a.replaceCommand(), a.detachCommand(), a.setCommand(), a.runCommand(),
+		a.lockCommand(), a.unlockCommand(), a.adoptCommand(),
 		a.statusCommand(), a.featuresCommand(), a.gcCommand(), a.xdpLoaderCommand(),
 		a.versionCommand(), a.completionCommand(), a.holdCommand(),
 	)

@@ -3,6 +3,7 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -79,8 +80,31 @@ func (a *app) completeMembers(_ *cobra.Command, args []string, _ string) ([]stri
 		for _, m := range found.Members {
 			names = append(names, m.Name)
 		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+	state, err := arbiter.OpenReadOnly(a.stateOptions())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer state.Close()
+	if s, err := state.At(h); err == nil && s != nil && s.Chain != nil {
+		for _, m := range s.Chain.Members {
+			names = append(names, m.Name)
+		}
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeReplace completes IF, and after it the members and files.
+func (a *app) completeReplace(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	switch len(args) {
+	case 0:
+		return completeInterfaces(0)
+	case 1:
+		names, _ := a.completeMembers(c, args, word)
+		return names, cobra.ShellCompDirectiveDefault
+	}
+	return nil, cobra.ShellCompDirectiveDefault
 }
 
 // completeInterface completes IF, and nothing after it.

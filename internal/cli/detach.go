@@ -16,15 +16,17 @@ func (a *app) detachCommand() *cobra.Command {
 	var foreign, all bool
 	c := &cobra.Command{
 		Use:   "detach IF [MEMBER...]",
-		Short: "Detach what Holdfast attached, or members of a shared chain",
-		Long: `Detach what Holdfast attached to an interface.
+		Short: "Detach what Holdfast attached, or members of a chain",
+		Long: `Detach what Holdfast attached to an interface: the members that are named, all at
+once, and the others go on running. A chain of several members needs a name, or
+--all.
 
 What somebody else attached is detached only with --foreign and an expectation.
-A foreign link is then detached by force: its holders are not told.
+A foreign link is then detached by force: its holders are not told. A member that
+a living process holds is taken from it with --foreign, too.
 
-At a shared hook the members that are named, by the program's name or its id, are
-taken out of the chain, all at once, and the others go on running. They may be
-anybody's. A chain of several members needs a name, or --all.`,
+At a shared hook a member is named by its program's name or its id, and may be
+anybody's.`,
 		Example: `  holdfast detach eth0
   holdfast detach eth0 sample 595
   holdfast detach eth0 --all
@@ -41,8 +43,8 @@ anybody's. A chain of several members needs a name, or --all.`,
 				return err
 			case expect == "empty":
 				return usagef("--expect empty: there is nothing to detach then")
-			case foreign && expect == "":
-				return usagef("--foreign needs --expect: say which program you mean to detach")
+			case foreign && expect == "" && len(named) == 0:
+				return usagef("--foreign needs --expect, or a member's name: say what you mean to detach")
 			case len(named) > 0 && all:
 				return usagef("--all detaches all members, and %q is one", named[0])
 			case len(named) > 0 && expect != "":
@@ -53,22 +55,42 @@ anybody's. A chain of several members needs a name, or --all.`,
 				return err
 			}
 			defer ns.Close()
-			chains, found, err := a.readChain(h, len(named) > 0)
+			chains, found, err := a.readChain(h, false)
 			if err != nil {
 				return err
 			}
 			defer chains.Close()
-			switch {
-			case isChain(found):
+			if isChain(found) {
 				return a.detachMembers(c, chains, h, found, named, all, e)
-			case len(named) > 0:
-				return noChain("detach", h, found)
 			}
 			state, err := arbiter.Open(a.stateOptions())
 			if err != nil {
 				return err
 			}
 			defer state.Close()
+			s, err := state.At(h)
+			if err != nil {
+				return err
+			}
+			switch {
+			case s != nil && s.Chain != nil && !e.IsZero() && !e.Holds(s.Program.ID):
+				return unexpected(state, "detach", h, s, e)
+			case s != nil && s.Chain != nil:
+				names, err := leaving(h, s.Chain, named, all)
+				if err != nil {
+					return err
+				}
+				t := arbiter.Transaction{Hook: h, Changes: removals(names), Foreign: foreign}
+				if all || !e.IsZero() {
+					// Whoever joined since was not meant.
+					t.Expect = &s.Chain.Generation
+				}
+				return a.detachOwned(c, state, t, s.Chain)
+			case s == nil && len(named) > 0:
+				return a.detachOwned(c, state, arbiter.Transaction{Hook: h, Changes: removals(named), Foreign: foreign}, nil)
+			case len(named) > 0:
+				return noChain("detach", h, found)
+			}
 			ack, err := state.Detach(c.Context(), arbiter.DetachRequest{Hook: h, Expect: e, Foreign: foreign})
 			if err != nil {
 				return err
@@ -82,9 +104,62 @@ anybody's. A chain of several members needs a name, or --all.`,
 	}
 	hf.add(c)
 	c.Flags().StringVar(&expect, "expect", "", "what must be attached: a program's id, or any (default: what Holdfast attached)")
-	c.Flags().BoolVar(&foreign, "foreign", false, "detach what somebody else attached, too")
-	c.Flags().BoolVar(&all, "all", false, "detach all members of a shared chain")
+	c.Flags().BoolVar(&foreign, "foreign", false, "detach what somebody else attached, or a living process holds, too")
+	c.Flags().BoolVar(&all, "all", false, "detach all members of a chain")
 	return c
+}
+
+// leaving are the names of the members of an owned hook that are to be taken out.
+func leaving(h *xdp.Hook, c *arbiter.ChainStatus, named []string, all bool) ([]string, error) {
+	var names []string
+	switch {
+	case len(named) > 0:
+		for _, n := range named {
+			names = append(names, memberName(c, n))
+		}
+	case all && !c.Locked:
+		for _, m := range c.Members {
+			if !m.Ended {
+				names = append(names, m.Name)
+			}
+		}
+	default:
+		m, err := onlyOwned(h, c, "name those that are meant, or give --all")
+		if err != nil {
+			return nil, err
+		}
+		names = []string{m.Name}
+	}
+	return names, nil
+}
+
+// detachOwned takes members out of the chain of an owned hook, which was before.
+func (a *app) detachOwned(c *cobra.Command, state *arbiter.Arbiter, t arbiter.Transaction, before *arbiter.ChainStatus) error {
+	applied, err := a.apply(c.Context(), state, t, nil)
+	if err != nil {
+		return err
+	}
+	var gone []ownedMember
+	if before != nil {
+		for _, c := range t.Changes {
+			if m := findMember(before, c.Name); m != nil {
+				gone = append(gone, newOwnedMember(*m))
+			}
+		}
+	}
+	var rest chainView
+	s, err := state.At(t.Hook)
+	if err != nil {
+		return err
+	}
+	if s != nil && s.Chain != nil {
+		rest = newOwnedChain(s.Chain)
+	}
+	if err := printWithout(a, t.Hook.Namespace().Spec(), t.Hook.Name(), t.Hook.Index(), gone, rest); err != nil {
+		return err
+	}
+	a.acknowledged(applied)
+	return nil
 }
 
 // detachMembers takes members out of the chain: those that are named, or with

@@ -112,13 +112,17 @@ func (f *objectFlags) load(a *app, path string, h *xdp.Hook) (*object.Loaded, er
 	if err != nil {
 		return nil, err
 	}
+	return f.loadObject(a, h, o, f.options(h))
+}
+
+func (f *objectFlags) loadObject(a *app, h *xdp.Hook, o *object.Object, options object.LoadOptions) (*object.Loaded, error) {
 	a.raiseMemlock()
-	options := f.options(h)
 	var loaded *object.Loaded
 	load := func() (err error) {
 		loaded, err = o.Load(options)
 		return err
 	}
+	var err error
 	if options.Ifindex == 0 {
 		err = load()
 	} else {

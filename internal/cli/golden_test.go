@@ -189,16 +189,16 @@ func TestChainsArePrintedAsTheyWere(t *testing.T) {
 	golden(t, "attachment-chain.json", printed(t, "json", attached))
 	golden(t, "attachment-chain.table", printed(t, "table", attached))
 	gone := newMembers([]libxdp.Member{firstMember})
-	detached := func(a *app) error { return a.printWithout("blue", "eth2", 4, gone, newChainStatus(chainOfOne)) }
+	detached := func(a *app) error { return printWithout(a, "blue", "eth2", 4, gone, newChainStatus(chainOfOne)) }
 	golden(t, "detached-member.json", printed(t, "json", detached))
 	golden(t, "detached-member.table", printed(t, "table", detached))
-	last := func(a *app) error { return a.printWithout("", "eth2", 4, gone, nil) }
+	last := func(a *app) error { return printWithout(a, "", "eth2", 4, gone, nil) }
 	golden(t, "detached-last-member.json", printed(t, "json", last))
 	golden(t, "detached-last-member.table", printed(t, "table", last))
 }
 
 func TestADetachmentIsPrintedAsItWas(t *testing.T) {
-	detached := func(a *app) error { return a.printDetachment("blue", "eth0", 2) }
+	detached := func(a *app) error { return a.printEmptied("detached", "blue", "eth0", 2) }
 	golden(t, "detached.json", printed(t, "json", detached))
 	golden(t, "detached.table", printed(t, "table", detached))
 }

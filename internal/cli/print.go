@@ -96,14 +96,15 @@ func heldText(s *arbiter.Status) string {
 }
 
 func (a *app) printDetached(h *xdp.Hook) error {
-	return a.printDetachment(h.Namespace().Spec(), h.Name(), h.Index())
+	return a.printEmptied("detached", h.Namespace().Spec(), h.Name(), h.Index())
 }
 
-func (a *app) printDetachment(namespace, name string, index int) error {
+// printEmptied says that nothing is left at the hook; done is the kind of result.
+func (a *app) printEmptied(done, namespace, name string, index int) error {
 	if a.json() {
-		return a.printJSON("detached", map[string]any{"netns": namespace, "interface": name, "ifindex": index})
+		return a.printJSON(done, map[string]any{"netns": namespace, "interface": name, "ifindex": index})
 	}
-	_, err := fmt.Fprintf(a.env.Stdout, "detached %s\n", name)
+	_, err := fmt.Fprintf(a.env.Stdout, "%s %s\n", done, name)
 	return err
 }
 

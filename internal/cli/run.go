@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,13 +12,17 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/procfs"
+	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
 func (a *app) runCommand() *cobra.Command {
 	var hf hookFlags
 	var of objectFlags
-	var name string
+	var mf memberFlags
+	var owf ownedFlags
 	c := &cobra.Command{
 		Use:   "run IF OBJ -- CMD [ARG...]",
 		Short: "Attach a program for as long as a command runs",
@@ -26,7 +31,9 @@ ends, however it ends. If holdfast itself is killed, by SIGKILL too, the program
 is gone and the command gets a SIGTERM. Signals are passed on, and the command's
 exit code is that of holdfast (128 and the signal's number if a signal ended it).
 Should the program be taken off before, by another root or with its interface,
-holdfast says so at the end, with exit code 3 where the command's own was 0.`,
+holdfast says so at the end, with exit code 3 where the command's own was 0.
+
+The program becomes a member of the hook's chain, as with 'holdfast attach'.`,
 		Example: `  holdfast run eth0 sample.o -- ./collector --interval 10s`,
 		Args: func(c *cobra.Command, args []string) error {
 			dash := c.ArgsLenAtDash()
@@ -41,8 +48,13 @@ holdfast says so at the end, with exit code 3 where the command's own was 0.`,
 			return nil
 		},
 		ValidArgsFunction: completeHook,
-		RunE: func(_ *cobra.Command, args []string) error {
-			if err := checkName(name); err != nil {
+		RunE: func(c *cobra.Command, args []string) error {
+			engine, err := owf.check()
+			if err != nil {
+				return err
+			}
+			place, err := mf.settings(c)
+			if err != nil {
 				return err
 			}
 			ns, h, err := hf.open(args[0])
@@ -54,43 +66,81 @@ holdfast says so at the end, with exit code 3 where the command's own was 0.`,
 			if err != nil {
 				return fmt.Errorf("find the command: %w; nothing was attached", err)
 			}
-			loaded, err := of.load(a, args[1], h)
+			change, err := owf.addition(h, &of, place, args[1], owned.Held)
 			if err != nil {
 				return err
 			}
-			// Program arrays live as long as these descriptors.
-			defer loaded.Close()
-			link, err := a.attachHeld(h, loaded)
-			if err != nil {
-				return err
-			}
-			defer link.Close()
-			if name == "" {
-				name = loaded.Info.Name
-			}
-			state, err := a.look()
+			state, err := arbiter.Open(a.stateOptions())
 			if err != nil {
 				return err
 			}
 			defer state.Close()
-			if st, err := state.At(h); err == nil && st != nil {
-				a.log.Info("attached", "name", name, "interface", h.Name(), "mode", st.Mode.String(), "program", st.Program.ID, "link", st.LinkID)
+			applied, err := a.apply(c.Context(), state, arbiter.Transaction{Hook: h, Changes: []arbiter.Change{change}, Engine: engine}, &of)
+			if err != nil {
+				return err
 			}
+			member := applied.Held[0]
+			s, err := a.ownedAt(state, h, "attached")
+			if err != nil {
+				return errors.Join(err, member.Close())
+			}
+			if len(applied.Before.Members) == 0 {
+				a.tellGeneric(h, s.Mode)
+			}
+			a.log.Info("attached", "name", member.Name(), "interface", h.Name(), "mode", s.Mode.String(), "program", s.Program.ID, "link", s.LinkID)
+			a.acknowledged(applied)
 			err = a.command(path, args[2:])
 			// At once, and not when the kernel comes round to the last
 			// descriptor: who waits for holdfast finds the hook empty.
-			detachErr := link.Detach()
-			if err != nil && detachErr != nil {
+			removeErr := errors.Join(removeHeld(state, h, member, s.LinkID), member.Close())
+			if err != nil && removeErr != nil {
 				// The exit code is the command's, which says nothing of this.
-				a.log.Warn("the program was not attached to the end", "error", detachErr)
+				a.log.Warn("the program was not attached to the end", "error", removeErr)
 			}
-			return errors.Join(err, detachErr)
+			return errors.Join(err, removeErr)
 		},
 	}
 	hf.add(c)
 	of.add(c)
-	c.Flags().StringVar(&name, "name", "", "what to call the attachment (default: the program's name)")
+	mf.add(c)
+	owf.add(c)
 	return c
+}
+
+// removeHeld takes the member out of its chain. The error is xdp.ErrGone where it
+// has not been there to the end.
+func removeHeld(state *arbiter.Arbiter, h *xdp.Hook, member *arbiter.HeldMember, linkID uint32) error {
+	if err := member.Err(); err != nil {
+		return err
+	}
+	gone := &xdp.Error{Op: "hold", Hook: fmt.Sprintf("member %q of %s", member.Name(), h), Err: xdp.ErrGone, Hint: "attach it anew"}
+	s, err := state.At(h)
+	switch {
+	case errors.Is(err, xdp.ErrNotFound):
+		// The interface went to another namespace, or is gone.
+		if link, err := xdp.OpenID(linkID); err == nil {
+			defer link.Close()
+			if info, err := link.Info(); err == nil && !info.Defunct() {
+				return nil // and so does the member, when it is closed
+			}
+		}
+		gone.Detail = "its interface is gone"
+		return gone
+	case err != nil:
+		return err
+	case s == nil || s.LinkID != linkID:
+		gone.Detail = "somebody detached it by force"
+		return gone
+	case s.Chain == nil || !holds(findMember(s.Chain, member.Name())):
+		gone.Detail = "somebody took it out of the chain"
+		return gone
+	}
+	return member.Remove(context.Background(), h)
+}
+
+// holds tells whether the member is one that this process holds.
+func holds(m *arbiter.MemberStatus) bool {
+	return m != nil && m.Lifetime == owned.Held && m.Owner.PID == os.Getpid()
 }
 
 // command runs the command to its end and returns its exit code as an error.

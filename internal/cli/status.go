@@ -26,8 +26,8 @@ func (a *app) statusCommand() *cobra.Command {
 		Long: `Show every interface that has an XDP program: mode, program, how it is held, by
 whom, since when and until when. It changes nothing.
 
-Below a shared hook that has a chain are its members, whoever added them, in the
-order that they run in.
+Below a hook that has a chain are its members, whoever added them, in the order
+that they run in.
 
 Attachments that have ended although nobody detached them with Holdfast, because
 their interface is gone or another root took the link away, are shown as defunct
@@ -126,7 +126,7 @@ func (a *app) withChains(namespaces []*xdp.Namespace, found []arbiter.Status) ([
 	hooks := make([]hookStatus, len(found))
 	var chains *libxdp.Chains
 	for i, s := range found {
-		hooks[i].Status = s
+		hooks[i] = newHook(s)
 		// Who may not read a program's name may not open the bpffs either.
 		if s.Program.Name != libxdp.DispatcherName || s.Lifetime == arbiter.Defunct {
 			continue
@@ -179,7 +179,7 @@ func (a *app) printStatus(found []hookStatus, netns bool) error {
 	for _, s := range found {
 		row := []string{
 			s.Interface, mode(s.Status), cmp.Or(s.Program.Name, "-"), strconv.FormatUint(uint64(s.Program.ID), 10),
-			held(s.Status), string(s.Lifetime), since(s.Status), cmp.Or(s.Name, "-"), by(s),
+			held(s.Status), string(s.Lifetime), since(s.Status), name(s), by(s),
 		}
 		if netns {
 			row = append([]string{cmp.Or(s.Namespace, "-")}, row...)
@@ -194,6 +194,10 @@ func (a *app) printStatus(found []hookStatus, netns bool) error {
 		}
 	}
 	return nil
+}
+
+func ownerText(o arbiter.Owner) string {
+	return fmt.Sprintf("uid %d %s", o.UID, cmp.Or(o.Comm, filepath.Base(o.Exe)))
 }
 
 func mode(s arbiter.Status) string {
@@ -221,15 +225,23 @@ func since(s arbiter.Status) string {
 	return t
 }
 
+// name is what the owner calls the only member; several are told one by one.
+func name(s hookStatus) string {
+	if c, ok := s.Chain.(ownedChain); ok && !c.alone() {
+		return "-"
+	}
+	return cmp.Or(s.Name, "-")
+}
+
 // by names the owner that Holdfast knows, and then whoever keeps the link
-// alive; of a chain it says which tools made it.
+// alive; of a chain it says how it runs, or which tools made it.
 func by(s hookStatus) string {
 	var who []string
-	if s.Chain != nil {
+	if s.Chain != nil && s.Chain.String() != "" {
 		who = append(who, s.Chain.String())
 	}
-	if s.Owner != nil {
-		who = append(who, fmt.Sprintf("uid %d %s", s.Owner.UID, cmp.Or(s.Owner.Comm, filepath.Base(s.Owner.Exe))))
+	if c, ok := s.Chain.(ownedChain); s.Owner != nil && (!ok || c.alone() && !c.Locked) {
+		who = append(who, ownerText(*s.Owner))
 	}
 	for _, h := range s.Holders {
 		who = append(who, fmt.Sprintf("%s[%d]", h.Comm, h.PID))
