@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,7 +18,10 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/fused"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
+	"github.com/holdfast-bpf/holdfast/chain/live"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -81,12 +85,16 @@ func TestEveryFlagIsDescribed(t *testing.T) {
 func TestTheCommandHasWhatScriptsUse(t *testing.T) {
 	hook := []string{"netns", "mode"}
 	load := append([]string{"program", "section", "set", "pin-maps", "device-bound", "verifier-log"}, hook...)
+	member := []string{"name", "priority", "proceed-on", "before", "after", "exclusive", "engine"}
 	for command, flags := range map[string][]string{
-		"attach":     append([]string{"name", "expect", "shared", "single", "adopt", "priority", "proceed-on", "before", "after", "persist-as", "while-pid"}, load...),
-		"replace":    append([]string{"expect"}, load...),
+		"attach":     slices.Concat([]string{"expect", "shared", "single", "adopt", "persist-as", "while-pid"}, member, load),
+		"replace":    append([]string{"expect", "expect-generation"}, load...),
 		"detach":     append([]string{"expect", "foreign", "all"}, hook...),
-		"set":        append([]string{"priority", "proceed-on", "before", "after"}, hook...),
-		"run":        append([]string{"name"}, load...),
+		"set":        append([]string{"priority", "proceed-on", "before", "after", "exclusive"}, hook...),
+		"run":        slices.Concat(member, load),
+		"lock":       hook,
+		"unlock":     hook,
+		"adopt":      append([]string{"name", "allow-gap"}, load...),
 		"status":     {"netns", "all-netns"},
 		"features":   {"netns", "try"},
 		"gc":         {"dry-run"},
@@ -142,9 +150,13 @@ func TestAWrongCallIsAnsweredWithOneSentenceAndExitCode2(t *testing.T) {
 		"single on an owned hook":           {[]string{"attach", "eth0", "a.o", "--single"}, []string{"--single", "give --shared"}},
 		"adopted by an owner":               {[]string{"attach", "eth0", "a.o", "--adopt"}, []string{"--adopt", "give --shared"}},
 		"adopted to be alone":               {[]string{"attach", "eth0", "a.o", "--adopt", "--shared", "--single"}, []string{"--adopt", "without --single"}},
-		"a priority for an owner":           {[]string{"attach", "eth0", "a.o", "--priority", "0"}, []string{"--priority", "give --shared"}},
-		"actions for a single program":      {[]string{"attach", "eth0", "a.o", "--shared", "--single", "--proceed-on", ""}, []string{"--proceed-on", "without --single"}},
-		"a place for an owner":              {[]string{"attach", "eth0", "a.o", "--before", "b"}, []string{"--before", "give --shared"}},
+		"a priority for a single program":   {[]string{"attach", "eth0", "a.o", "--shared", "--single", "--priority", "0"}, []string{"--priority", "--single"}},
+		"actions for a single program":      {[]string{"attach", "eth0", "a.o", "--shared", "--single", "--proceed-on", ""}, []string{"--proceed-on", "leave out --single"}},
+		"exclusive and shared":              {[]string{"attach", "eth0", "a.o", "--exclusive", "--shared"}, []string{"--exclusive", "leave out --shared"}},
+		"an engine for a shared chain":      {[]string{"attach", "eth0", "a.o", "--engine", "live", "--shared"}, []string{"--engine", "leave out --shared"}},
+		"an engine that there is not":       {[]string{"attach", "eth0", "a.o", "--engine", "steam"}, []string{`--engine "steam"`, "live, fused or auto"}},
+		"run in an engine that is none":     {[]string{"run", "eth0", "a.o", "--engine", "single", "--", "true"}, []string{`--engine "single"`}},
+		"run with a priority and a place":   {[]string{"run", "eth0", "a.o", "--priority", "1", "--before", "b", "--", "true"}, []string{"exclude each other"}},
 		"a priority and a place":            {[]string{"attach", "eth0", "a.o", "--shared", "--priority", "1", "--after", "b"}, []string{"--priority", "--after", "exclude each other"}},
 		"a priority that is no number":      {[]string{"attach", "eth0", "a.o", "--shared", "--priority", "-1"}, []string{"--priority", "-1"}},
 		"actions that there are not":        {[]string{"attach", "eth0", "a.o", "--shared", "--proceed-on", "pass,fly"}, []string{"--proceed-on", `"fly"`, "XDP_PASS"}},
@@ -152,8 +164,8 @@ func TestAWrongCallIsAnsweredWithOneSentenceAndExitCode2(t *testing.T) {
 		"a name for a member":               {[]string{"attach", "eth0", "a.o", "--shared", "--name", "b"}, []string{"--name", "--single"}},
 		"attach in an unknown mode":         {[]string{"attach", "eth0", "a.o", "--mode", "fast"}, []string{`--mode "fast"`, "native, generic, offload or auto"}},
 		"attach expecting nonsense":         {[]string{"attach", "eth0", "a.o", "--expect", "it"}, []string{`--expect "it"`, "empty or any"}},
-		"attach owned expecting a program":  {[]string{"attach", "eth0", "a.o", "--expect", "42"}, []string{"--expect 42", "use --shared"}},
-		"attach owned expecting anything":   {[]string{"attach", "eth0", "a.o", "--expect", "any"}, []string{"use --shared"}},
+		"attach owned expecting a program":  {[]string{"attach", "eth0", "a.o", "--expect", "42"}, []string{"--expect 42", "--shared --single"}},
+		"attach owned expecting anything":   {[]string{"attach", "eth0", "a.o", "--expect", "any"}, []string{"--shared --single"}},
 		"shared until a process ends":       {[]string{"attach", "eth0", "a.o", "--shared", "--while-pid", "1"}, []string{"--while-pid needs an owned hook"}},
 		"persisted until a process ends":    {[]string{"attach", "eth0", "a.o", "--persist-as", "/x", "--while-pid", "1"}, []string{"--persist-as", "--while-pid"}},
 		"persisted without a link":          {[]string{"attach", "eth0", "a.o", "--persist-as", "/x", "--shared"}, []string{"--persist-as", "--shared"}},
@@ -163,7 +175,12 @@ func TestAWrongCallIsAnsweredWithOneSentenceAndExitCode2(t *testing.T) {
 		"a name without end":                {[]string{"attach", "eth0", "a.o", "--name", strings.Repeat("ö", 65)}, []string{"more than 64 characters"}},
 		"replace without an object":         {[]string{"replace", "eth0"}, []string{"OBJ is missing"}},
 		"replace with too much":             {[]string{"replace", "eth0", "m", "a.o", "b.o"}, []string{"one argument too many"}},
-		"replace of a member, expecting":    {[]string{"replace", "eth0", "m", "a.o", "--expect", "42"}, []string{"--expect", "by its program's id"}},
+		"replace with two expectations":     {[]string{"replace", "eth0", "a.o", "--expect", "42", "--expect-generation", "7"}, []string{"--expect", "--expect-generation", "exclude each other"}},
+		"replace of no generation":          {[]string{"replace", "eth0", "a.o", "--expect-generation", "0"}, []string{"--expect-generation 0", "status -o json"}},
+		"adopt with a gap unsaid":           {[]string{"adopt", "eth0", "a.o"}, []string{"packets in between", "--allow-gap"}},
+		"adopt without an object":           {[]string{"adopt", "eth0", "--allow-gap"}, []string{"OBJ is missing"}},
+		"lock of nothing":                   {[]string{"lock"}, []string{"IF is missing"}},
+		"unlock of two interfaces":          {[]string{"unlock", "eth0", "eth1"}, []string{`"eth1" is one argument too many`}},
 		"set without a member":              {[]string{"set", "eth0", "--priority", "1"}, []string{"MEMBER is missing"}},
 		"set of nothing":                    {[]string{"set", "eth0", "m"}, []string{"nothing to set", "--priority"}},
 		"set to a priority and a place":     {[]string{"set", "eth0", "m", "--priority", "1", "--before", "b"}, []string{"exclude each other"}},
@@ -239,6 +256,19 @@ func TestExitCodes(t *testing.T) {
 		{object.ErrBTF, 6},
 		{libxdp.ErrNoFreplace, 6},
 		{libxdp.ErrFull, 6},
+		{&owned.Error{Err: owned.ErrExists}, 4},
+		{&owned.Error{Err: owned.ErrGeneration}, 4},
+		{&owned.Error{Err: owned.ErrExclusive}, 4},
+		{&owned.Error{Err: owned.ErrLocked}, 4},
+		{&owned.Error{Err: owned.ErrNotEmpty}, 4},
+		{&arbiter.MemberError{Err: &owned.Error{Err: owned.ErrExists}}, 4},
+		{&owned.Error{Err: owned.ErrFull}, 6},
+		{&owned.Error{Err: owned.ErrNoMember}, 7},
+		{&owned.Error{Err: owned.ErrOrder}, 2},
+		{&owned.Error{Err: owned.ErrInvalid}, 2},
+		{live.ErrNoFreplace, 6},
+		{live.ErrFull, 6},
+		{&fused.LimitError{}, 6},
 		{libxdp.ErrDamaged, 4},
 		{libxdp.ErrPlain, 2},
 		{libxdp.ErrNoMember, 7},

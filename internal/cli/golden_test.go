@@ -149,6 +149,62 @@ var (
 	}
 )
 
+func owner(pid int) arbiter.Owner {
+	return arbiter.Owner{Process: procfs.Process{PID: pid, Start: 123456}, Exe: "/usr/bin/holdfast", Comm: "holdfast", Cgroup: "/user.slice"}
+}
+
+// ownedBy is a permanent attachment with that chain.
+func ownedBy(name string, index int, p xdp.Program, c arbiter.ChainStatus) hookStatus {
+	s := permanent
+	s.Interface, s.Index, s.Program, s.LinkID, s.Entry, s.Pins = name, index, p, uint32(index), "c1-"+name[3:], nil
+	s.Chain, s.Name = &c, ""
+	if len(c.Members) == 1 {
+		s.Name = c.Members[0].Name
+	}
+	return newHook(s)
+}
+
+var (
+	member1 = arbiter.MemberStatus{
+		Name: "ddos <1>", Priority: 10, ProceedOn: chain.Set(chain.Pass, chain.Tx), Generation: 3, Lifetime: arbiter.Permanent,
+		Program: xdp.Program{ID: 42, Name: "filter", Tag: "e9a407dacc323ba6", LoadedAt: loadedAt}, Slot: new(int), LinkID: 70,
+		Object: "filter.o", Function: "filter", Digest: "5d1f", Owner: owner(815), Since: attachedAt,
+	}
+	member2 = arbiter.MemberStatus{
+		Name: "collector", Priority: 50, Generation: 4, Lifetime: arbiter.Held,
+		Program: xdp.Program{ID: 1043, Name: "sample", Tag: "614b434cd8324ecc", LoadedAt: loadedAt, UID: 1000}, Slot: new(5), LinkID: 71,
+		Object: "sample.o", Function: "sample", Digest: "6e2a", Owner: owner(4711), Since: attachedAt,
+	}
+	liveChain = ownedBy("eth4", 6, xdp.Program{ID: 81, Name: "holdfast_live", Tag: "57cd311f2e27366b", LoadedAt: loadedAt},
+		arbiter.ChainStatus{Engine: arbiter.Live, Generation: 4, Members: []arbiter.MemberStatus{member1, member2}})
+	fusedChain = ownedBy("eth5", 7, xdp.Program{ID: 82, Name: "holdfast_fused", Tag: "3b185187f1855c4c", LoadedAt: loadedAt},
+		arbiter.ChainStatus{Engine: arbiter.Fused, Generation: 9, Members: []arbiter.MemberStatus{fusedMember(member1), ended(fusedMember(member2))}})
+	exclusive = ownedBy("eth6", 8, member1.Program, arbiter.ChainStatus{
+		Engine: arbiter.Single, Generation: 1, Exclusive: true, Members: []arbiter.MemberStatus{singleMember(member1)},
+	})
+	single = ownedBy("eth7", 9, member1.Program, arbiter.ChainStatus{
+		Engine: arbiter.Single, Generation: 1, Members: []arbiter.MemberStatus{singleMember(member1)},
+	})
+	locked = ownedBy("eth8", 10, xdp.Program{ID: 83, Name: "holdfast_lock", Tag: "a04f5eef06a7f555", LoadedAt: loadedAt},
+		arbiter.ChainStatus{Engine: arbiter.Single, Generation: 2, Locked: true})
+)
+
+func singleMember(m arbiter.MemberStatus) arbiter.MemberStatus {
+	m.Slot, m.LinkID = nil, 0
+	return m
+}
+
+func fusedMember(m arbiter.MemberStatus) arbiter.MemberStatus {
+	m = singleMember(m)
+	m.Program = xdp.Program{}
+	return m
+}
+
+func ended(m arbiter.MemberStatus) arbiter.MemberStatus {
+	m.Ended = true
+	return m
+}
+
 func hooks(statuses ...arbiter.Status) []hookStatus {
 	var all []hookStatus
 	for _, s := range statuses {
@@ -195,6 +251,32 @@ func TestChainsArePrintedAsTheyWere(t *testing.T) {
 	last := func(a *app) error { return printWithout(a, "", "eth2", 4, gone, nil) }
 	golden(t, "detached-last-member.json", printed(t, "json", last))
 	golden(t, "detached-last-member.table", printed(t, "table", last))
+}
+
+func TestOwnedChainsArePrintedAsTheyWere(t *testing.T) {
+	all := map[string]hookStatus{"live": liveChain, "fused": fusedChain, "exclusive": exclusive, "single": single, "locked": locked}
+	status := func(a *app) error {
+		return a.printStatus([]hookStatus{liveChain, fusedChain, exclusive, single, locked}, false)
+	}
+	golden(t, "status-owned.json", printed(t, "json", status))
+	golden(t, "status-owned.table", printed(t, "table", status))
+	for name, h := range all {
+		golden(t, "attachment-"+name+".table", printed(t, "table", func(a *app) error { return a.printHook(h, "attached") }))
+	}
+	gone := []ownedMember{newOwnedMember(member1), newOwnedMember(fusedMember(member2))}
+	for name, h := range all {
+		detached := func(a *app) error { return printWithout(a, "blue", h.Interface, h.Index, gone, h.Chain) }
+		golden(t, "detached-"+name+".table", printed(t, "table", detached))
+	}
+	golden(t, "detached-live.json", printed(t, "json", func(a *app) error {
+		return printWithout(a, "blue", "eth4", 6, gone[:1], liveChain.Chain)
+	}))
+	unlocked := func(a *app) error { return a.printEmptied("unlocked", "blue", "eth8", 10) }
+	golden(t, "unlocked.json", printed(t, "json", unlocked))
+	golden(t, "unlocked.table", printed(t, "table", unlocked))
+	adopted := func(a *app) error { return a.printAdopted(adoptedHook{single, 41, 35 * time.Microsecond}) }
+	golden(t, "adopted.json", printed(t, "json", adopted))
+	golden(t, "adopted.table", printed(t, "table", adopted))
 }
 
 func TestADetachmentIsPrintedAsItWas(t *testing.T) {

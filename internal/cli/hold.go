@@ -161,9 +161,6 @@ func (a *app) holdCommand() *cobra.Command {
 		Args:   exactly("IF", "OBJ"),
 		RunE: func(c *cobra.Command, args []string) error {
 			for _, fd := range []int{holderPID, holderParent, holderDone} {
-				if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-					return usagef("it is for `holdfast attach --while-pid` to start")
-				}
 				unix.CloseOnExec(fd)
 			}
 			// It was started through /proc/self/exe, and people look for it

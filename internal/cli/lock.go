@@ -48,8 +48,8 @@ func (a *app) unlockCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "unlock IF",
 		Short: "Undo what lock did",
-		Long: `Unlock an interface that 'holdfast lock' locked. It is empty then, and whoever comes
-first can attach.`,
+		Long: `Unlock an interface that 'holdfast lock' locked. It is empty then, and whoever
+comes first can attach.`,
 		Example: "  holdfast unlock eth0",
 		Args:    exactly("IF"), ValidArgsFunction: completeInterface,
 		RunE: func(c *cobra.Command, args []string) error {

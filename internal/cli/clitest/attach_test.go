@@ -88,7 +88,7 @@ func TestReplaceKeepsTheLinkAndChecksTheExpectation(t *testing.T) {
 	m := newMachine(t)
 	first := m.attach("filter", "--set", "drop_port=53")
 	v2 := kerneltest.ObjectFile(t, "filter")
-	second := decode[arbiter.Status](m.holdfast("replace", m.NearName, v2, "--set", "drop_port=54", "-o", "json"), "attachment")
+	second := decode[hookStatus](m.holdfast("replace", m.NearName, v2, "--set", "drop_port=54", "-o", "json"), "attachment")
 	m.holds(second.Program.ID)
 	if second.Program.ID == first.Program.ID || second.LinkID != first.LinkID || second.Name != first.Name {
 		t.Errorf("replaced %+v by %+v", first, second)
@@ -211,17 +211,17 @@ func TestInterfacesAreFoundInOtherNamespaces(t *testing.T) {
 		t.Run("by "+how, func(t *testing.T) {
 			m := m.with(t)
 			run := func(args ...string) result { t.Helper(); return m.finish(here, m.command(args...)) }
-			at := decode[arbiter.Status](run("attach", m.NearName, object, "--netns", spec, "-o", "json"), "attachment")
+			at := decode[hookStatus](run("attach", m.NearName, object, "--netns", spec, "-o", "json"), "attachment")
 			m.holds(at.Program.ID)
 			if at.Namespace != spec {
 				t.Errorf("attached in namespace %q", at.Namespace)
 			}
 			run("attach", m.NearName, object, "--netns", spec).fails(4, fmt.Sprintf("network namespace %q", spec))
 			run("replace", m.NearName, object, "--netns", spec).succeeds()
-			if found := decode[[]arbiter.Status](run("status", "--netns", spec, "-o", "json"), "status"); len(found) != 1 || found[0].LinkID != at.LinkID {
+			if found := decode[[]hookStatus](run("status", "--netns", spec, "-o", "json"), "status"); len(found) != 1 || found[0].LinkID != at.LinkID {
 				t.Errorf("status there is %+v", found)
 			}
-			if found := decode[[]arbiter.Status](run("status", "-o", "json"), "status"); len(found) != 0 {
+			if found := decode[[]hookStatus](run("status", "-o", "json"), "status"); len(found) != 0 {
 				t.Errorf("status here is %+v", found)
 			}
 			run("detach", m.NearName, "--netns", spec).succeeds()
@@ -313,7 +313,7 @@ func TestTheVerifierSpeaksWhenAsked(t *testing.T) {
 		t.Errorf("%s", r)
 	}
 	r = m.holdfast("attach", m.NearName, kerneltest.ObjectFile(t, "pass"), "--verifier-log", "-o", "json")
-	decode[arbiter.Status](r, "attachment")
+	decode[hookStatus](r, "attachment")
 	r.says("processed ")
 }
 
@@ -401,7 +401,7 @@ func TestModesAreKeptApart(t *testing.T) {
 		t.Error("it was detached")
 	}
 	r := m.holdfast("replace", m.NearName, object, "-o", "json")
-	if again := decode[arbiter.Status](r, "attachment"); again.Mode != xdp.Generic {
+	if again := decode[hookStatus](r, "attachment"); again.Mode != xdp.Generic {
 		t.Errorf("replaced it in mode %s", again.Mode)
 	}
 	if strings.Contains(r.err, "no native mode") {
@@ -420,7 +420,7 @@ func TestADriverWithoutNativeModeIsServedInGenericModeAndThatIsSaid(t *testing.T
 	}
 	object := kerneltest.ObjectFile(t, "pass")
 	r := m.holdfast("attach", "bridge0", object, "-o", "json")
-	if at := decode[arbiter.Status](r, "attachment"); at.Mode != xdp.Generic {
+	if at := decode[hookStatus](r, "attachment"); at.Mode != xdp.Generic {
 		t.Errorf("attached %+v", at)
 	}
 	r.says("no native mode", "slower", "bridge0")
@@ -501,7 +501,7 @@ func TestTheDefaultStateIsMadeWhenItIsNeeded(t *testing.T) {
 		t.Errorf("to look makes a state: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(arbiter.DefaultDir, unix.MNT_DETACH); os.RemoveAll("/run/holdfast") })
-	at := decode[arbiter.Status](run("attach", m.NearName, object, "-o", "json"), "attachment")
+	at := decode[hookStatus](run("attach", m.NearName, object, "-o", "json"), "attachment")
 	if info, err := os.Stat(arbiter.DefaultDir); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("%s is %v, %v", arbiter.DefaultDir, info, err)
 	}
@@ -563,7 +563,7 @@ func TestAStrangerGetsASentenceThatSaysWhatIsMissing(t *testing.T) {
 
 	// What the kernel shows to everybody.
 	r := run("status", "-o", "json")
-	found := decode[[]arbiter.Status](r, "status")
+	found := decode[[]hookStatus](r, "status")
 	if len(found) != 1 || found[0].Interface != m.NearName || found[0].Program.ID != at.Program.ID || found[0].Mode != xdp.Native ||
 		found[0].Owner != nil || found[0].Held != xdp.HeldUnknown || found[0].Lifetime != arbiter.Unknown {
 		t.Errorf("%s", r)

@@ -29,6 +29,11 @@ type hookStatus struct {
 }
 
 type chainStatus struct {
+	Engine string
+	// Of owned hooks.
+	Generation        uint64
+	Exclusive, Locked bool
+
 	Version int
 	MadeBy  string `json:"made_by"`
 	Members []memberStatus
@@ -41,6 +46,12 @@ type memberStatus struct {
 	Priority  uint32
 	ProceedOn []string `json:"proceed_on"`
 	Program   xdp.Program
+	// Of owned hooks.
+	Generation uint64
+	Lifetime   arbiter.Lifetime
+	Ended      bool
+	LinkID     uint32 `json:"link_id"`
+	Owner      arbiter.Owner
 }
 
 // String is the members in their order, with their priorities and actions.

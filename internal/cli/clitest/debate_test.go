@@ -50,7 +50,7 @@ func attachedGoesOn(t *testing.T) {
 	at := m.attach("pass", "--name", "filter")
 	still := func(after string, ns *kerneltest.NetNS) {
 		t.Helper()
-		found := decode[[]arbiter.Status](m.finish(ns, m.command("status", "-o", "json")), "status")
+		found := decode[[]hookStatus](m.finish(ns, m.command("status", "-o", "json")), "status")
 		if len(found) != 1 || found[0].LinkID != at.LinkID || found[0].Program.ID != at.Program.ID ||
 			found[0].Name != "filter" || found[0].Lifetime != arbiter.Permanent {
 			t.Errorf("after %s status is %+v", after, found)

@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 )
 
@@ -31,13 +30,13 @@ func TestObjectsWrittenElsewhereAreAttachedReplacedAndDetached(t *testing.T) {
 				m.holdfast("attach", m.NearName, path, "--program", "xdp_pass").succeeds()
 				return
 			}
-			at := decode[arbiter.Status](m.holdfast("attach", m.NearName, path, "-o", "json"), "attachment")
+			at := decode[hookStatus](m.holdfast("attach", m.NearName, path, "-o", "json"), "attachment")
 			m.holds(at.Program.ID)
 			attached[name] = true
 
 			// By another, and by itself again.
 			m.holdfast("replace", m.NearName, kerneltest.ObjectFile(t, "pass")).succeeds()
-			again := decode[arbiter.Status](m.holdfast("replace", m.NearName, path, "--expect", itoa(m.native()), "-o", "json"), "attachment")
+			again := decode[hookStatus](m.holdfast("replace", m.NearName, path, "--expect", itoa(m.native()), "-o", "json"), "attachment")
 			m.holds(again.Program.ID)
 			if again.LinkID != at.LinkID || again.Program.Tag != at.Program.Tag {
 				t.Errorf("%+v was replaced by %+v", at, again)
@@ -45,7 +44,7 @@ func TestObjectsWrittenElsewhereAreAttachedReplacedAndDetached(t *testing.T) {
 			m.holdfast("detach", m.NearName, "--expect", itoa(again.Program.ID)).succeeds()
 			m.holds(0)
 
-			shared := decode[arbiter.Status](m.holdfast("attach", m.NearName, path, "--shared", "--single", "-o", "json"), "attachment")
+			shared := decode[hookStatus](m.holdfast("attach", m.NearName, path, "--shared", "--single", "-o", "json"), "attachment")
 			m.holds(shared.Program.ID)
 			m.holdfast("detach", m.NearName).succeeds()
 			m.holds(0)

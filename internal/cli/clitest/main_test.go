@@ -19,7 +19,6 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/internal/cli"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 )
@@ -231,16 +230,16 @@ func decode[T any](r result, kind string) T {
 }
 
 // attach attaches one of our objects at Near.
-func (m *machine) attach(object string, flags ...string) arbiter.Status {
+func (m *machine) attach(object string, flags ...string) hookStatus {
 	m.t.Helper()
 	args := append([]string{"attach", m.NearName, kerneltest.ObjectFile(m.t, object), "-o", "json"}, flags...)
-	return decode[arbiter.Status](m.holdfast(args...), "attachment")
+	return decode[hookStatus](m.holdfast(args...), "attachment")
 }
 
 // status is what `holdfast status` shows in the namespace of Near.
-func (m *machine) status(args ...string) []arbiter.Status {
+func (m *machine) status(args ...string) []hookStatus {
 	m.t.Helper()
-	return decode[[]arbiter.Status](m.holdfast(append([]string{"status", "-o", "json"}, args...)...), "status")
+	return decode[[]hookStatus](m.holdfast(append([]string{"status", "-o", "json"}, args...)...), "status")
 }
 
 // native and generic are the ids of the programs at Near, as the kernel has it.

@@ -94,13 +94,13 @@ func TestStatusFindsAllNamespaces(t *testing.T) {
 	m.Far.Name(t, itoa(pid)) // a name that is another namespace's pid
 	object := kerneltest.ObjectFile(t, "pass")
 	first := m.attach("filter", "--name", "first")
-	second := decode[arbiter.Status](m2.holdfast("attach", "other0", object, "--name", "second", "-o", "json"), "attachment")
+	second := decode[hookStatus](m2.holdfast("attach", "other0", object, "--name", "second", "-o", "json"), "attachment")
 	if first.Index != second.Index || first.NamespaceID == second.NamespaceID {
 		t.Errorf("attached %+v and %+v, want the same index in two namespaces", first, second)
 	}
 
 	here := kerneltest.NewNetNS(t)
-	found := decode[[]arbiter.Status](m.finish(here, m.command("status", "--all-netns", "-o", "json")), "status")
+	found := decode[[]hookStatus](m.finish(here, m.command("status", "--all-netns", "-o", "json")), "status")
 	if len(found) != 2 {
 		t.Fatalf("status is %+v", found)
 	}
@@ -146,7 +146,7 @@ func TestAnAttachmentGoesWithItsInterfaceAndGCRemovesTheRest(t *testing.T) {
 	if err := m.Near.Conn.Delete(m.NearIndex); err != nil {
 		t.Fatal(err)
 	}
-	var found []arbiter.Status
+	var found []hookStatus
 	if !kerneltest.Eventually(func() bool {
 		found = m.status()
 		return len(found) == 1 && found[0].Lifetime == arbiter.Defunct
@@ -263,7 +263,7 @@ func TestAnAttachmentFollowsItsInterface(t *testing.T) {
 		t.Fatal(err)
 	}
 	run := func(args ...string) result { return m.finish(there, m.command(args...)) }
-	found := decode[[]arbiter.Status](run("status", "-o", "json"), "status")
+	found := decode[[]hookStatus](run("status", "-o", "json"), "status")
 	if len(found) != 1 || found[0].Name != "traveller" || found[0].LinkID != at.LinkID || found[0].Lifetime != arbiter.Permanent {
 		t.Errorf("status is %+v", found)
 	}
