@@ -237,6 +237,12 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		}
 		return p, nil
 	}
+	if p.found != nil && s.persistAs != "" {
+		return nil, &xdp.Error{
+			Op: opApply, Hook: t.Hook.String(), Err: xdp.ErrInvalid, Detail: "its link is there already, and --persist-as is for who attaches first",
+			Hint: "leave that out, or take off what is there first",
+		}
+	}
 	if err := a.mayRemove(t, p); err != nil {
 		return nil, err
 	}

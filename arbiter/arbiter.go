@@ -125,7 +125,7 @@ func open(o Options, how func(string) (*bpffs.Root, error), inHostMounts func(fu
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return nil, &xdp.Error{
 			Op: "open state", Hook: o.Dir, Err: xdp.ErrPermission, Detail: err.Error(),
-			Hint: "permanent attachments need root; `holdfast run` does not keep state",
+			Hint: "what is attached is recorded there, and only root may change it",
 		}
 	case err != nil:
 		return nil, fmt.Errorf("open state: %w", err)

@@ -83,7 +83,7 @@ func (a *Arbiter) execute(l locked, now hookState, t *Transaction, p *plan, b *b
 		for _, m := range x.held {
 			err = errors.Join(err, m.Close())
 		}
-		return nil, errors.Join(held(atHook(err, t.Hook), now.entry), undo())
+		return nil, errors.Join(held(err, now.entry), undo())
 	}
 	return x.held, nil
 }
@@ -222,7 +222,7 @@ func (x *execution) commit(root *xdp.Link) (*xdp.Link, error) {
 			return root, err
 		}
 		if err := root.Detach(); err != nil && !errors.Is(err, xdp.ErrGone) {
-			return root, err
+			return root, atHook(err, x.hook)
 		}
 		return root, nil
 	case x.build.root == nil:
@@ -230,9 +230,10 @@ func (x *execution) commit(root *xdp.Link) (*xdp.Link, error) {
 	case root == nil:
 		return x.attachRoot()
 	}
-	return root, root.Replace(xdp.ReplaceOptions{
+	err := root.Replace(xdp.ReplaceOptions{
 		Program: x.build.root, Expect: xdp.ExpectID(x.record.current.ProgramID), Hook: x.hook, BoundTo: x.boundTo(),
 	})
+	return root, atHook(err, x.hook)
 }
 
 func (x *execution) boundTo() int {

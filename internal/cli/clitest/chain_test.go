@@ -25,7 +25,7 @@ import (
 // hookStatus is a hook with its chain, as it is printed.
 type hookStatus struct {
 	arbiter.Status
-	Chain *chainStatus
+	Chain *chainStatus `json:"chain"`
 }
 
 type chainStatus struct {

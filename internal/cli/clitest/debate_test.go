@@ -40,6 +40,8 @@ func temporaryIsGone(t *testing.T) {
 	if found := m.status(); len(found) != 0 {
 		t.Errorf("after SIGKILL status is %+v", found)
 	}
+	// What was recorded of it goes with the next change, or with gc.
+	m.holdfast("gc").succeeds()
 	if left := entries(t, m.state); len(left) != 0 {
 		t.Errorf("the state has %v", left)
 	}
@@ -209,18 +211,25 @@ func container(args []string) int {
 
 func conflictsNameTeams(t *testing.T) {
 	m := newMachine(t)
-	at := m.attach("filter", "--name", "ddos-team")
+	at := m.attach("filter", "--name", "ddos-team", "--exclusive")
 	object := kerneltest.ObjectFile(t, "pass")
-	for _, args := range [][]string{
-		{"attach", m.NearName, object, "--name", "balancer-team"},
-		{"attach", m.NearName, object, "--shared"},
-		{"run", m.NearName, object, "--", self, "child", "exit", "0"},
+	for _, c := range []struct {
+		args, says []string
+		hint       string
+	}{
+		{[]string{"attach", m.NearName, object, "--name", "balancer-team"}, []string{"can't be shared", "is uid 0 "}, "have it give that up"},
+		{[]string{"run", m.NearName, object, "--", self, "child", "exit", "0"}, []string{"can't be shared", "is uid 0 "}, "have it give that up"},
+		{[]string{"attach", m.NearName, object, "--shared"}, []string{"conflict", itoa(at.Program.ID), `"filter"`, "link " + itoa(at.LinkID), "by uid 0"}, "must let go first"},
 	} {
-		r := m.holdfast(args...)
-		r.fails(4, "conflict", itoa(at.Program.ID), `"filter"`, "link "+itoa(at.LinkID), `"ddos-team"`, "by uid 0", "since ")
-		if hint := strings.TrimSpace(r.err[strings.LastIndex(r.err, "; ")+2:]); !strings.Contains(hint, "detach it first") && !strings.Contains(hint, "let go first") {
+		r := m.holdfast(c.args...)
+		r.fails(4, append(c.says, `"ddos-team"`, "since ")...)
+		if hint := strings.TrimSpace(r.err[strings.LastIndex(r.err, "; ")+2:]); !strings.Contains(hint, c.hint) {
 			t.Errorf("%s\nwhich does not end with what to do", r)
 		}
 	}
 	m.holds(at.Program.ID)
+	// As long as both can live with that, they need not know of each other.
+	m.holdfast("set", m.NearName, "ddos-team", "--exclusive=false").succeeds()
+	m.holdfast("attach", m.NearName, object, "--name", "balancer-team").succeeds()
+	m.wants("ddos-team/50/pass balancer-team/50/pass")
 }

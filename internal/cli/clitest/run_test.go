@@ -149,19 +149,21 @@ func TestWithoutACommandNothingIsAttached(t *testing.T) {
 
 func TestARunningCommandIsARivalWithPidAndName(t *testing.T) {
 	m := newMachine(t)
-	p := m.start(m.command(m.run("until killed")...))
+	object := kerneltest.ObjectFile(t, "pass")
+	p := m.start(m.command("run", m.NearName, object, "--name", "collector", "--exclusive", "--", self, "child", "until killed"))
 	p.pid()
 	id, pid := m.native(), p.cmd.Process.Pid
-	object := kerneltest.ObjectFile(t, "pass")
-	rival := []string{fmt.Sprintf("program %d", id), "link ", fmt.Sprintf("process %d (exe)", pid), "whoever holds the link must let go first"}
-	m.holdfast("attach", m.NearName, object).fails(4, rival[:3]...)
+	rival := []string{"can't be shared", `"collector"`, fmt.Sprintf("process %d", pid), "since "}
+	m.holdfast("attach", m.NearName, object).fails(4, rival...)
 	m.holdfast("run", m.NearName, object, "--", self, "child", "exit", "0").fails(4, rival...)
-	m.holdfast("detach", m.NearName).fails(4, rival[2], "no permanent attachment of Holdfast's")
+	m.holdfast("attach", m.NearName, object, "--shared", "--single").fails(4, fmt.Sprintf("program %d", id), "link ", fmt.Sprintf("process %d (exe)", pid))
+	m.holdfast("detach", m.NearName).fails(4, fmt.Sprintf("process %d (exe) holds it", pid), "--foreign")
+	m.holdfast("replace", m.NearName, object).fails(4, fmt.Sprintf("process %d (exe) holds it", pid))
 	m.holds(id)
 
 	found := m.status(m.NearName)
-	if len(found) != 1 || found[0].Program.ID != id || found[0].Lifetime != arbiter.Held ||
-		len(found[0].Holders) != 1 || found[0].Holders[0] != (xdp.Holder{PID: pid, Comm: "exe"}) {
+	if len(found) != 1 || found[0].Program.ID != id || found[0].Lifetime != arbiter.Held || found[0].Name != "collector" ||
+		len(found[0].Holders) != 1 || found[0].Holders[0] != (xdp.Holder{PID: pid, Comm: "exe"}) || found[0].Owner.PID != pid {
 		t.Errorf("status is %+v", found)
 	}
 	if r := m.holdfast("status").succeeds(); !strings.Contains(r.out, fmt.Sprintf("exe[%d]", pid)) || !strings.Contains(r.out, "held") {
@@ -171,8 +173,46 @@ func TestARunningCommandIsARivalWithPidAndName(t *testing.T) {
 	m.holdfast("detach", m.NearName, "--foreign", "--expect", itoa(id)).succeeds()
 	m.holds(0)
 	p.input.Close()
-	if code := p.code(); code != 3 || !strings.Contains(p.errOut.String(), "somebody detached it by force") {
+	if code := p.code(); code != 3 || !strings.Contains(p.errOut.String(), `"collector": gone: its chain is gone`) {
 		t.Errorf("after somebody took the program away run ended with %d: %s", code, p.errOut)
+	}
+}
+
+func TestWhatWasTakenOffByForceIsToldAtTheEnd(t *testing.T) {
+	m := newMachine(t)
+	p := m.start(m.command(m.run("until killed")...))
+	p.pid()
+	m.takeAway(m.status()[0].LinkID)
+	p.input.Close()
+	if code := p.code(); code != 3 || !strings.Contains(p.errOut.String(), "somebody detached it by force") {
+		t.Errorf("run ended with %d: %s", code, p.errOut)
+	}
+
+	p = m.start(m.command(m.run("until killed")...))
+	p.pid()
+	if err := m.Near.Conn.Delete(m.NearIndex); err != nil {
+		t.Fatal(err)
+	}
+	p.input.Close()
+	if code := p.code(); code != 3 || !strings.Contains(p.errOut.String(), "its interface is gone") {
+		t.Errorf("without its interface run ended with %d: %s", code, p.errOut)
+	}
+}
+
+func TestARunWhoseInterfaceMovedAwayEndsWell(t *testing.T) {
+	m := newMachine(t)
+	p := m.start(m.command(m.run("until killed")...))
+	p.pid()
+	there := kerneltest.NewNetNS(t)
+	if err := m.Near.Conn.Move(m.NearIndex, there.FD()); err != nil {
+		t.Fatal(err)
+	}
+	p.input.Close()
+	if code := p.code(); code != 0 {
+		t.Errorf("run ended with %d: %s", code, p.errOut)
+	}
+	if !kerneltest.Eventually(func() bool { return there.Device(t, m.NearName).XDP.Native == 0 }) {
+		t.Error("the program is still attached")
 	}
 }
 
@@ -222,7 +262,7 @@ func TestWhilePIDHoldsAsLongAsTheProcessLives(t *testing.T) {
 		t.Errorf("attached %+v", at)
 	}
 	m.holder("holdfast")
-	m.holdfast("attach", m.NearName, kerneltest.ObjectFile(t, "pass")).fails(4, "(holdfast)")
+	m.holdfast("attach", m.NearName, kerneltest.ObjectFile(t, "pass")).fails(4, "(holdfast, process ")
 	watched.input.Close()
 	watched.code()
 	m.empties()
@@ -296,7 +336,7 @@ func TestRunLogsWhatItAttachedAndPrintsNothing(t *testing.T) {
 	r.says("msg=attached", "interface="+m.NearName, "program=", "link=")
 }
 
-func TestRunNeedsNoMoreThanWhatAttachingNeeds(t *testing.T) {
+func TestRunKeepsAStateThatIsRootsAndSaysSo(t *testing.T) {
 	m := newMachine(t)
 	cmd := m.command(m.run("exit", "7")...)
 	object := "/run/pass.o"
@@ -311,10 +351,6 @@ func TestRunNeedsNoMoreThanWhatAttachingNeeds(t *testing.T) {
 	cmd.Args[3] = object
 	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
 	cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_BPF}
-	r := m.finish(m.Near, cmd)
-	if r.code != 7 || r.out != "" || strings.Contains(r.err, "holdfast: ") {
-		t.Errorf("%s\nwant the command's exit code", r)
-	}
-	r.says("msg=attached", "only root can read Holdfast's state")
+	m.finish(m.Near, cmd).fails(5, m.state, "not permitted", "only root")
 	m.holds(0)
 }

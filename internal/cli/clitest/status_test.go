@@ -54,7 +54,7 @@ func TestStatusShowsEveryKindOfAttachment(t *testing.T) {
 		m.NearName: {"mine", xdp.Native, "filter", xdp.HeldByLink, arbiter.Permanent, 0, true},
 		"shared0":  {"ours", xdp.Generic, "xdp_pass", xdp.HeldByNetlink, arbiter.Permanent, 0, true},
 		"foreign0": {"", xdp.Native, "theirs", xdp.HeldByNetlink, arbiter.Permanent, 0, false},
-		"held0":    {"", xdp.Native, "xdp_pass", xdp.HeldByLink, arbiter.Held, 1, false},
+		"held0":    {"xdp_pass", xdp.Native, "xdp_pass", xdp.HeldByLink, arbiter.Held, 1, true},
 	}
 	for name, w := range want {
 		if got[name] != w {
@@ -227,14 +227,14 @@ func TestWhoseAttachmentHasEndedIsToldSoOnce(t *testing.T) {
 	m.holdfast("detach", m.NearName).fails(3, "gone", `"guard"`, "no longer attached")
 }
 
-func TestADefunctLinkOfOthersIsShownWithWhoKeepsIt(t *testing.T) {
+func TestADefunctLinkIsShownWithWhoKeepsIt(t *testing.T) {
 	m := newMachine(t)
 	p := m.start(m.command(m.run("until killed")...))
 	p.pid()
 	link := m.status()[0].LinkID
 	m.takeAway(link)
 	found := m.status()
-	if len(found) != 1 || found[0].Lifetime != arbiter.Defunct || found[0].LinkID != link || found[0].Entry != "" ||
+	if len(found) != 1 || found[0].Lifetime != arbiter.Defunct || found[0].LinkID != link || found[0].Name != "xdp_pass" ||
 		len(found[0].Holders) != 1 || found[0].Holders[0].PID != p.cmd.Process.Pid {
 		t.Errorf("status is %+v, want the defunct link %d", found, link)
 	}
@@ -257,7 +257,7 @@ func TestAnAttachmentThatAnotherRootTookAwayIsDefunct(t *testing.T) {
 
 func TestAnAttachmentFollowsItsInterface(t *testing.T) {
 	m := newMachine(t)
-	at := m.attach("pass", "--name", "traveller")
+	at := m.attach("pass", "--name", "traveller", "--exclusive")
 	there := kerneltest.NewNetNS(t)
 	if err := m.Near.Conn.Move(m.NearIndex, there.FD()); err != nil {
 		t.Fatal(err)
@@ -304,7 +304,7 @@ func TestFeaturesAreAnsweredWithReasons(t *testing.T) {
 
 func TestATableFitsTheTerminalItIsShownOn(t *testing.T) {
 	m := newMachine(t)
-	m.attach("filter", "--name", strings.Repeat("long ", 12))
+	m.attach("filter", "--name", strings.Repeat("long", 12))
 	control, terminal := openTerminal(t)
 	if err := unix.IoctlSetWinsize(int(control.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
 		t.Fatal(err)
