@@ -17,7 +17,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
-func TestMain(m *testing.M) { kerneltest.Main(m, kerneltest.Commands{}) }
+func TestMain(m *testing.M) { kerneltest.Main(m, kerneltest.Commands{"transact": transact}) }
 
 // place is an interface and a state of its own.
 type place struct {
@@ -31,6 +31,12 @@ type place struct {
 func newPlace(t *testing.T) *place {
 	t.Helper()
 	kerneltest.NoLeaks(t)
+	return placeIn(t)
+}
+
+// placeIn is newPlace where a test has several.
+func placeIn(t *testing.T) *place {
+	t.Helper()
 	p := &place{T: t, dir: kerneltest.BPFFS(t), veth: kerneltest.NewVeth(t)}
 	a, err := arbiter.Open(arbiter.Options{Dir: p.dir, Log: func(msg string, args ...any) { t.Log(append([]any{msg}, args...)...) }})
 	if err != nil {
@@ -49,9 +55,13 @@ func newPlace(t *testing.T) *place {
 	return p
 }
 
+func readObject(name string) (*object.Object, error) {
+	return object.Read(name+".o", bytes.NewReader(bpfprog.ELF(name)))
+}
+
 func open(t testing.TB, name string) *object.Object {
 	t.Helper()
-	o, err := object.Read(name+".o", bytes.NewReader(bpfprog.ELF(name)))
+	o, err := readObject(name)
 	if err != nil {
 		t.Fatal(err)
 	}
