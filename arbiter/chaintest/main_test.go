@@ -7,10 +7,9 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/internal/bpffs"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/object"
@@ -114,61 +113,6 @@ func (p *place) wantNames(want ...string) {
 	}
 }
 
-// verdict is what the hook's program returns for a packet.
-func (p *place) verdict() uint32 {
-	p.Helper()
-	s, err := p.hook.Query()
-	if err != nil {
-		p.Fatal(err)
-	}
-	at := s.At(xdp.Auto)
-	if at == nil {
-		p.Fatal("nothing is attached")
-	}
-	program, err := ebpf.NewProgramFromID(ebpf.ProgramID(at.Program.ID))
-	if err != nil {
-		p.Fatal(err)
-	}
-	defer program.Close()
-	v, err := program.Run(&ebpf.RunOptions{Data: make([]byte, 64)})
-	if err != nil {
-		p.Fatal(err)
-	}
-	return v
-}
-
-func TestMembersComeAndGo(t *testing.T) {
-	p := newPlace(t)
-	p.apply(add(t, "pass", "one"))
-	p.wantNames("one")
-	p.apply(add(t, "pass", "two"))
-	p.wantNames("one", "two")
-	if v := p.verdict(); v != 2 {
-		t.Errorf("verdict %d", v)
-	}
-	p.apply(add(t, "drop", "three"))
-	p.wantNames("one", "two", "three")
-	if v := p.verdict(); v != 1 {
-		t.Errorf("verdict %d", v)
-	}
-	p.apply(remove("two"))
-	p.wantNames("one", "three")
-	if v := p.verdict(); v != 1 {
-		t.Errorf("verdict %d", v)
-	}
-	p.apply(remove("three"))
-	if v := p.verdict(); v != 2 {
-		t.Errorf("verdict %d", v)
-	}
-	_, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{Hook: p.hook, Changes: []arbiter.Change{add(t, "pass", "one")}})
-	if !errors.Is(err, owned.ErrExists) {
-		t.Errorf("got %v", err)
-	}
-	t.Log(err)
-	p.apply(remove("one"))
-	p.wantNames()
-}
-
 // engines are those that this kernel can run chains by. All kernels in virtual
 // machines replace functions; the machine's own may not.
 func engines(t *testing.T) []arbiter.Engine {
@@ -189,4 +133,16 @@ func engines(t *testing.T) []arbiter.Engine {
 	}
 	p.wantNames()
 	return []arbiter.Engine{arbiter.Fused}
+}
+
+var objectOptions = object.LoadOptions{}
+
+// pins are the paths of all that is pinned in the state.
+func (p *place) pins() []string {
+	p.Helper()
+	var all []string
+	if err := bpffs.WalkPins(p.dir, func(path string) { all = append(all, path) }); err != nil {
+		p.Fatal(err)
+	}
+	return all
 }
