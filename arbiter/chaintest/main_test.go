@@ -101,7 +101,9 @@ func (p *place) names() []string {
 	}
 	var names []string
 	for _, m := range st.Chain.Members {
-		names = append(names, m.Name)
+		if !m.Ended {
+			names = append(names, m.Name)
+		}
 	}
 	return names
 }
