@@ -184,7 +184,7 @@ func TestAHeldMemberComesAndGoesInAChain(t *testing.T) {
 			p := m.start(m.command("run", m.NearName, object, "--name", "breaker", "--", self, "child", "until killed"))
 			p.pid()
 			m.wants("filter/50/pass breaker/50/pass")
-			if member := m.member("breaker"); member.Lifetime != arbiter.Held || member.Owner.PID != p.cmd.Process.Pid {
+			if member := m.member("breaker"); member.Lifetime != arbiter.Held || member.Owner.PID != p.PID() {
 				t.Errorf("the member is %+v", member)
 			}
 			if m.action(53) != drop || m.action(54) != drop {
@@ -193,9 +193,9 @@ func TestAHeldMemberComesAndGoesInAChain(t *testing.T) {
 			// A change of others moves or links anew what the process holds.
 			m.holdfast("attach", m.NearName, kerneltest.ObjectFile(t, "pass"), "--before", "filter").succeeds()
 			m.wants("xdp_pass/50/pass filter/50/pass breaker/50/pass")
-			m.holdfast("detach", m.NearName, "breaker").fails(4, fmt.Sprintf("process %d (exe) holds it", p.cmd.Process.Pid))
+			m.holdfast("detach", m.NearName, "breaker").fails(4, fmt.Sprintf("process %d (exe) holds it", p.PID()))
 			m.holdfast("set", m.NearName, "breaker", "--proceed-on", "drop").succeeds()
-			p.input.Close()
+			p.Input.Close()
 			if code := p.code(); code != 0 {
 				t.Errorf("run ended with %d: %s", code, p.errOut)
 			}
@@ -212,7 +212,7 @@ func TestAHeldMemberThatIsKilledIsForgottenByTheNextChange(t *testing.T) {
 	m.attach("filter", "--set", "drop_port=53")
 	p := m.start(m.command("run", m.NearName, kerneltest.ObjectFile(t, "drop"), "--name", "breaker", "--", self, "child", "until killed"))
 	p.pid()
-	p.cmd.Process.Kill()
+	p.Cmd.Process.Kill()
 	p.code()
 	if !kerneltest.Eventually(func() bool { return m.member("breaker").Ended }) {
 		t.Errorf("the member is %+v", m.member("breaker"))
@@ -245,7 +245,7 @@ func TestWhileAProcessLivesItsMemberIsInTheChain(t *testing.T) {
 	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", holder)); err != nil || string(comm) != "holdfast\n" {
 		t.Errorf("the holder is %q, %v", comm, err)
 	}
-	watched.input.Close()
+	watched.Input.Close()
 	watched.code()
 	if !kerneltest.Eventually(func() bool { return ended(holder) }) {
 		t.Error("the holder runs on")
