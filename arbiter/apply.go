@@ -106,7 +106,11 @@ var errRaced = errors.New("the chain has changed")
 func (a *Arbiter) try(ctx context.Context, t *Transaction, s *sources) (*Applied, error) {
 	p, err := a.planned(ctx, t, s)
 	if err != nil || p.repeated || t.DryRun || !p.changes() {
-		return p.applied(), err
+		applied := p.applied()
+		if err == nil && p.repeated {
+			applied.Acknowledge = a.acknowledgeChain(p.key, s.owner)
+		}
+		return applied, err
 	}
 	b, err := a.build(t.Hook, p, s)
 	if err != nil {
@@ -237,12 +241,6 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		}
 		return p, nil
 	}
-	if p.found != nil && s.persistAs != "" {
-		return nil, &xdp.Error{
-			Op: opApply, Hook: t.Hook.String(), Err: xdp.ErrInvalid, Detail: "its link is there already, and --persist-as is for who attaches first",
-			Hint: "leave that out, or take off what is there first",
-		}
-	}
 	if err := a.mayRemove(t, p); err != nil {
 		return nil, err
 	}
@@ -253,6 +251,12 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 	result, err := p.before.Apply(owned.Transaction{Expect: t.Expect, Changes: changes, MaxMembers: MaxMembers})
 	if err != nil {
 		return nil, p.withOwner(err, t.Hook)
+	}
+	if p.found != nil && s.persistAs != "" {
+		return nil, &xdp.Error{
+			Op: opApply, Hook: t.Hook.String(), Err: xdp.ErrInvalid, Detail: "its link is there already, and --persist-as is for who attaches first",
+			Hint: "leave that out, or take off what is there first",
+		}
 	}
 	p.after, p.ids, p.diff = result.After, result.IDs, result.Diff
 	if len(p.dead) > 0 && p.after.Generation == p.before.Generation {

@@ -339,7 +339,7 @@ func (r *chainRecord) dead() string {
 func (r *chainRecord) detachedBy() *request {
 	by := r.header.Done
 	switch {
-	case r.header.Pending != nil && r.next.ProgramID == 0 && r.current.ProgramID != 0:
+	case r.header.Pending != nil && r.next.ProgramID == 0:
 		by = r.header.Pending
 	case r.current.ProgramID != 0:
 		return nil

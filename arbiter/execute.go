@@ -256,17 +256,15 @@ func (x *execution) attachRoot() (*xdp.Link, error) {
 	}
 	info, err := root.Info()
 	if err == nil {
-		x.record.header.LinkID = info.ID
+		x.record.header.LinkID, x.record.header.PersistAs = info.ID, x.sources.persistAs
 		err = x.record.putHeader()
+	}
+	// Its own pin comes last: it is the one that says that all is done.
+	if err == nil && x.sources.persistAs != "" {
+		err = root.Persist(x.sources.persistAs)
 	}
 	if err == nil {
 		err = x.keepRoot(root)
-	}
-	if err == nil && x.sources.persistAs != "" {
-		x.record.header.PersistAs = x.sources.persistAs
-		if err = x.record.putHeader(); err == nil {
-			err = root.Persist(x.sources.persistAs)
-		}
 	}
 	if err != nil {
 		root.Close()
@@ -380,6 +378,9 @@ func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error
 	drain := leaves(r.current, r.next) || leaves(r.next, r.current)
 	runs := r.current
 	if made {
+		if err := a.keepSettled(key, r); err != nil {
+			return false, err
+		}
 		runs, r.header.Done = r.next, r.header.Pending
 	}
 	if err := r.decide(l, runs); err != nil {
@@ -389,6 +390,22 @@ func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error
 		return false, err
 	}
 	return true, r.end(l)
+}
+
+// keepSettled pins the link of a hook that its second pin alone has kept so far.
+func (a *Arbiter) keepSettled(key string, r *chainRecord) error {
+	if r.header.PersistAs == "" || !r.permanent(r.next) || r.next.ProgramID == 0 {
+		return nil
+	}
+	root, err := xdp.OpenID(r.header.LinkID)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := root.Persist(a.root.Path(key, linkPin)); err != nil && !errors.Is(err, xdp.ErrExists) {
+		return err
+	}
+	return nil
 }
 
 // wasMade asks the kernel which of two arrangements runs.

@@ -176,6 +176,9 @@ func (a *Arbiter) status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, entr
 	}
 	e, err := find(entries, placeOf(ns, s.Interface.Name, s.Interface.Index, at.Mode), &at)
 	if e != nil {
+		if e, err = a.asItRuns(e); err != nil {
+			return st, err
+		}
 		st.Entry = e.key
 		st.describe(e)
 		if st.Chain = a.chainStatus(e); st.Chain != nil && !e.chain.permanent(e.chain.current) {
@@ -183,6 +186,23 @@ func (a *Arbiter) status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, entr
 		}
 	}
 	return st, err
+}
+
+// asItRuns is the entry with the change made that somebody is making, or was
+// killed at, if the kernel runs what comes of it.
+func (a *Arbiter) asItRuns(e *entry) (*entry, error) {
+	if e.chain == nil || e.chain.header.Pending == nil {
+		return e, nil
+	}
+	made, err := a.wasMade(e.chain)
+	if err != nil || !made {
+		return e, err
+	}
+	r := *e.chain
+	r.current = r.next
+	now := *e
+	now.chain, now.record = &r, r.summary()
+	return &now, nil
 }
 
 func (s *Status) describe(e *entry) {

@@ -3,9 +3,12 @@ package crashtest
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
@@ -15,7 +18,7 @@ import (
 
 // The command that run runs is the test binary once more, which the environment
 // makes behave as holdfast.
-func TestRunLeavesNothingWhereverItIsKilled(t *testing.T) {
+func TestRunLeavesNothingThatIsAttachedWhereverItIsKilled(t *testing.T) {
 	s := newSite(t)
 	args := []string{"run", s.name, s.objects["tailcall"], "--program", "enter", "--", "/proc/self/exe", "version"}
 	crash.Sweep{
@@ -26,15 +29,68 @@ func TestRunLeavesNothingWhereverItIsKilled(t *testing.T) {
 			if !run.Reached && (run.Status.ExitStatus() != 0 || run.Stdout == "") {
 				t.Errorf("undisturbed it did not run the command: %v", run)
 			}
-			s.settle(t)
-			s.empty(t)
-			if all := s.status(t); len(all) > 0 {
-				t.Errorf("nothing is attached, and status shows %+v", all)
+			s.forgotten(t, run, args)
+		},
+	}.Run(t)
+}
+
+// forgotten checks that nothing is attached any more, and that the same command
+// goes well once more and leaves nothing.
+func (s *site) forgotten(t *testing.T, run crash.Run, args []string) {
+	t.Helper()
+	s.settle(t)
+	if at := s.attached(t); at != nil {
+		t.Errorf("%v is attached, want nothing", at)
+	}
+	if all := s.status(t); len(all) > 0 {
+		t.Errorf("nothing is attached, and status shows %+v", all)
+	}
+	if run.Side == crash.After {
+		s.gc(t, false)
+		s.empty(t)
+	}
+	if stdout, stderr, err := s.process(t, args); err != nil || stdout == "" {
+		t.Errorf("again: %v: %s", err, stderr)
+	}
+	s.empty(t)
+}
+
+// The process that holds for --while-pid is killed itself here, and the one that
+// it waits for has ended already.
+func TestTheHolderLeavesNothingThatIsAttachedWhereverItIsKilled(t *testing.T) {
+	s := newSite(t)
+	ended := startWaiting(t)
+	fd, err := unix.PidfdOpen(ended.PID(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watched := os.NewFile(uintptr(fd), "pidfd")
+	defer watched.Close()
+	ended.Kill()
+	parent, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer parent.Close()
+	defer in.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	again := []string{"run", s.name, s.objects["tailcall"], "--program", "enter", "--", "/proc/self/exe", "version"}
+	crash.Sweep{
+		Setup: func(*testing.T) crash.Command {
+			return crash.Command{
+				Path: "/proc/self/exe", Args: []string{"hold", s.name, s.objects["tailcall"], "--program", "enter"},
+				Env: s.env(), Files: []*os.File{watched, parent, null}, Counts: points(byCommand),
 			}
-			if stdout, stderr, err := s.process(t, args); err != nil || stdout == "" {
-				t.Errorf("again: %v: %s", err, stderr)
+		},
+		Check: func(t *testing.T, run crash.Run) {
+			if !run.Reached && (run.Status.ExitStatus() != 0 || !strings.HasPrefix(run.Stdout, "attached ")) {
+				t.Errorf("undisturbed it said nothing: %v", run)
 			}
-			s.empty(t)
+			s.forgotten(t, run, again)
 		},
 	}.Run(t)
 }
@@ -60,21 +116,27 @@ func TestWhatIsAttachedWhileAProcessLivesIsHeldWhereverTheCommandIsKilled(t *tes
 			if acknowledged {
 				s.heldBy(t, run)
 			} else {
-				s.settle(t) // the holder ends
-				s.empty(t)
+				s.holderEnds(t)
 			}
 			_, stderr, err := s.process(t, args)
 			switch {
 			case !acknowledged && err != nil:
 				t.Errorf("again: %v: %s", err, stderr)
-			case acknowledged && (err == nil || !strings.Contains(stderr, "conflict")):
+			case acknowledged && (err == nil || !strings.Contains(stderr, "the name is taken")):
 				t.Errorf("again, while it is held: %v: %s", err, stderr)
 			}
 			watched.Kill()
-			s.settle(t)
-			s.empty(t)
+			s.holderEnds(t)
 		},
 	}.Run(t)
+}
+
+// holderEnds waits until the holder has taken its member off, and nothing is left.
+func (s *site) holderEnds(t *testing.T) {
+	t.Helper()
+	kerneltest.Eventually(func() bool { return len(s.entries(t)) == 0 })
+	s.settle(t)
+	s.empty(t)
 }
 
 // heldBy checks that what is attached is held by a process that the command

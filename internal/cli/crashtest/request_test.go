@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -114,24 +115,14 @@ func (r request) perform(stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var p *object.Loaded
+	var o *object.Object
 	if r.Verb != "detach" {
-		o, err := object.Open(r.Object)
-		if err != nil {
+		if o, err = object.Open(r.Object); err != nil {
 			return err
 		}
-		if p, err = o.Load(object.LoadOptions{Program: object.Choice{Name: r.Program}}); err != nil {
-			return err
-		}
-		defer p.Close()
 	}
 	if r.Floor == byXDP {
-		if r.Shared {
-			err = r.netlink(h, p)
-		} else {
-			err = r.link(h, p)
-		}
-		if err != nil {
+		if err := r.xdp(h, o); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(stdout, "%s%s\n", r.acknowledgement(), r.Interface)
@@ -142,7 +133,7 @@ func (r request) perform(stdout io.Writer) error {
 		return err
 	}
 	defer a.Close()
-	ack, err := r.arbiter(a, h, p)
+	ack, err := r.arbiter(a, h, o)
 	if err != nil {
 		return err
 	}
@@ -152,22 +143,76 @@ func (r request) perform(stdout io.Writer) error {
 	return ack()
 }
 
-func (r request) arbiter(a *arbiter.Arbiter, h *xdp.Hook, p *object.Loaded) (arbiter.Acknowledge, error) {
+func (r request) options() object.LoadOptions {
+	return object.LoadOptions{Program: object.Choice{Name: r.Program}}
+}
+
+// load loads the object, nil for none.
+func (r request) load(o *object.Object) (p *object.Loaded, close func(), err error) {
+	if o == nil {
+		return nil, func() {}, nil
+	}
+	if p, err = o.Load(r.options()); err != nil {
+		return nil, nil, err
+	}
+	return p, func() { p.Close() }, nil
+}
+
+func (r request) arbiter(a *arbiter.Arbiter, h *xdp.Hook, o *object.Object) (arbiter.Acknowledge, error) {
 	ctx := context.Background()
+	at, err := a.At(h)
+	if err != nil {
+		return nil, err
+	}
+	chained := at != nil && at.Chain != nil
+	change := arbiter.Change{Object: o, Load: r.options()}
+	switch {
+	case r.Verb == "attach" && !r.Shared:
+		change.Change, change.PersistAs = owned.Change{Op: owned.Add, Name: r.Name}, r.PersistAs
+		return r.apply(a, h, change)
+	case r.Verb == "replace" && chained:
+		m := at.Chain.Members[0]
+		change.Change = owned.Change{Op: owned.Replace, Name: m.Name, Expect: m.Generation}
+		return r.apply(a, h, change)
+	case r.Verb == "detach" && chained:
+		return r.apply(a, h, arbiter.Change{Change: owned.Change{Op: owned.Remove, Name: at.Chain.Members[0].Name}})
+	}
+	p, close, err := r.load(o)
+	if err != nil {
+		return nil, err
+	}
+	defer close()
 	switch r.Verb {
 	case "attach":
-		return a.Attach(ctx, arbiter.AttachRequest{
-			Hook: h, Program: p, Name: r.Name, Shared: r.Shared, Expect: r.expectation(), PersistAs: r.PersistAs,
-		})
+		return a.Attach(ctx, arbiter.AttachRequest{Hook: h, Program: p, Name: r.Name, Expect: r.expectation()})
 	case "replace":
-		s, err := h.Query()
-		if err != nil {
-			return nil, err
-		}
-		return a.Replace(ctx, arbiter.ReplaceRequest{Hook: h, Program: p, Expect: xdp.ExpectID(s.At(xdp.Auto).Program.ID)})
-	default:
-		return a.Detach(ctx, arbiter.DetachRequest{Hook: h, Foreign: r.Foreign, Expect: r.expectation()})
+		return a.Replace(ctx, arbiter.ReplaceRequest{Hook: h, Program: p, Expect: xdp.ExpectID(at.Program.ID)})
 	}
+	return a.Detach(ctx, arbiter.DetachRequest{Hook: h, Foreign: r.Foreign, Expect: r.expectation()})
+}
+
+func (r request) apply(a *arbiter.Arbiter, h *xdp.Hook, c arbiter.Change) (arbiter.Acknowledge, error) {
+	applied, err := a.Apply(context.Background(), arbiter.Transaction{Hook: h, Changes: []arbiter.Change{c}, Foreign: r.Foreign})
+	if err != nil {
+		return nil, err
+	}
+	if applied.Acknowledge == nil {
+		return nil, errors.New("there was nothing to do")
+	}
+	return applied.Acknowledge, nil
+}
+
+// xdp makes the change without the arbiter.
+func (r request) xdp(h *xdp.Hook, o *object.Object) error {
+	p, close, err := r.load(o)
+	if err != nil {
+		return err
+	}
+	defer close()
+	if r.Shared {
+		return r.netlink(h, p)
+	}
+	return r.link(h, p)
 }
 
 // link makes the change with a link that is persisted at PersistAs, as a

@@ -30,7 +30,7 @@ type operation struct {
 }
 
 var (
-	owned    = request{Floor: byArbiter, Verb: "attach", Object: "pass", Name: "filter"}
+	alone    = request{Floor: byArbiter, Verb: "attach", Object: "pass", Name: "filter"}
 	shared   = request{Floor: byArbiter, Verb: "attach", Object: "pass", Name: "filter", Shared: true}
 	second   = request{Floor: byArbiter, Verb: "attach", Object: "pass", Name: "filter", PersistAs: "second"}
 	tailcall = request{Floor: byArbiter, Verb: "attach", Object: "tailcall", Program: "enter", Name: "filter"}
@@ -39,21 +39,21 @@ var (
 )
 
 var operations = []operation{
-	{name: "attach owned", request: owned, programs: 1},
+	{name: "attach owned", request: alone, programs: 1},
 	{name: "attach owned, with a second pin", request: second, programs: 1},
 	{name: "attach owned, with tail calls", request: tailcall, programs: 2},
-	{name: "attach owned, in another namespace", request: owned, programs: 1, netns: true},
-	{name: "attach owned, where there is no state yet", request: owned, programs: 1, defaultState: true},
+	{name: "attach owned, in another namespace", request: alone, programs: 1, netns: true},
+	{name: "attach owned, where there is no state yet", request: alone, programs: 1, defaultState: true},
 	{name: "attach shared", request: shared, programs: 1},
 	{name: "attach shared, over somebody else's", before: &netlink, programs: 1,
 		request: request{Verb: "attach", Object: "drop", Name: "filter", Shared: true, Expect: before}},
-	{name: "replace owned", before: &owned, request: replace, programs: 1},
-	{name: "replace owned by the same", before: &owned, programs: 1,
+	{name: "replace owned", before: &alone, request: replace, programs: 1},
+	{name: "replace owned by the same", before: &alone, programs: 1,
 		request: request{Verb: "replace", Object: "pass", Name: "filter"}},
 	{name: "replace owned, with tail calls", before: &tailcall, programs: 2,
 		request: request{Verb: "replace", Object: "tailcall", Program: "enter", Name: "filter"}},
 	{name: "replace shared", before: &shared, request: replace, programs: 1},
-	{name: "detach owned", before: &owned, request: detach, programs: 1},
+	{name: "detach owned", before: &alone, request: detach, programs: 1},
 	{name: "detach owned, with a second pin", before: &second, request: detach, programs: 1},
 	{name: "detach owned, with tail calls", before: &tailcall, request: detach, programs: 2},
 	{name: "detach shared", before: &shared, request: detach, programs: 1},
@@ -302,6 +302,8 @@ func (s *site) again(t *testing.T, r request, from uint32, now *xdp.Attachment, 
 	code, stdout, stderr := s.perform(t, r)
 	refused := "" // the refusal that is as good
 	switch {
+	case r.Verb == "attach" && acknowledged && !r.Shared:
+		refused = "the name is taken"
 	case r.Verb == "attach" && acknowledged:
 		refused = "conflict"
 	case r.Verb == "detach" && (acknowledged || tidied && now == nil):
