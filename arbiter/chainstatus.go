@@ -88,9 +88,9 @@ func (a *Arbiter) chainStatus(e *entry) *ChainStatus {
 	}
 	dead := a.deadMembers(e.key, r)
 	for _, p := range runs.Members {
-		m := r.members[p.ID]
+		m, _ := r.member(p.ID) // what can't be read is left out
 		status := MemberStatus{
-			Name: m.Name, Priority: p.Priority, ProceedOn: p.ProceedOn, Generation: p.Generation, Lifetime: m.Lifetime,
+			Name: p.Name, Priority: p.Priority, ProceedOn: chain.Actions(p.ProceedOn), Generation: p.Generation, Lifetime: p.Lifetime,
 			Ended: dead[p.ID], LinkID: p.LinkID, Object: m.Object, Function: m.Program, Digest: m.Digest,
 			Owner: m.Owner, Since: m.Since,
 		}

@@ -85,6 +85,14 @@ func hookOfKey(key, namespaceID string) (index int, mode xdp.Mode, ok bool) {
 	return index, mode, err == nil
 }
 
+// whole is what is known of the entry, for people.
+func (e *entry) whole() Record {
+	if e.chain != nil {
+		return e.chain.whole()
+	}
+	return e.record
+}
+
 // in tells whether the entry was made in the namespace of that id.
 func (e *entry) in(namespaceID string) bool { return strings.HasPrefix(e.key, namespaceID+"-") }
 
@@ -545,7 +553,7 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 		if e.chain != nil {
 			s.detachedBy = e.chain.detachedBy()
 			s.detached = s.detachedBy != nil
-			if !s.detached && e.chain.current.ProgramID != 0 && e.chain.permanent(e.chain.current) {
+			if !s.detached && e.chain.current.ProgramID != 0 && e.chain.current.permanent() {
 				s.lost = e
 			}
 			if _, err := a.settle(l, e, s.at); err != nil {
