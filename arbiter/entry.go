@@ -1,6 +1,7 @@
 package arbiter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -513,6 +514,9 @@ type hookState struct {
 // here reads what is attached at the hook, and completes or removes what a
 // killed process left there.
 func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
+	if s, err := a.ownedHere(l, h); s != nil || err != nil {
+		return *cmp.Or(s, &hookState{}), err
+	}
 	state, err := h.Query()
 	if err != nil {
 		return hookState{}, err
@@ -577,6 +581,27 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 	}
 	if s.entry == nil && s.at != nil && s.at.Held == xdp.HeldByLink && s.at.LinkID == 0 && len(entries) > 0 {
 		a.log("can't tell which link holds the hook: links of several namespaces look alike", "hook", h)
+	}
+	return s, err
+}
+
+// ownedHere is here where the hook's own entry says what is attached, and nil
+// where it does not. That is nearly always so, and takes far fewer calls: going
+// through the links of all chains for the one that holds the hook would take the
+// longer the more members there are.
+func (a *Arbiter) ownedHere(l locked, h *xdp.Hook) (*hookState, error) {
+	e, err := a.readIfThere(hookKey(h))
+	if err != nil || e == nil || e.chain == nil || e.link == nil {
+		return nil, err
+	}
+	at, err := h.AttachedBy(*e.link)
+	if err != nil || at == nil {
+		return nil, err
+	}
+	s := &hookState{key: e.key, at: at}
+	s.entry, err = a.settle(l, e, at)
+	if s.entry != nil && s.entry.link.ProgramID != at.Program.ID || s.entry == nil {
+		return nil, err // it was settled, and is looked at anew
 	}
 	return s, err
 }
