@@ -76,6 +76,8 @@ type memberRecord struct {
 	Object  string `json:"object"`
 	Program string `json:"program"`
 	Digest  string `json:"digest"`
+	// Variables are the assignments that were made before.
+	Variables []string `json:"variables,omitempty"`
 }
 
 // chainHeader is the element that is read first.

@@ -94,7 +94,7 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 			}
 			src = &source{name: c.Name, object: c.Object, options: c.Load, frags: info.Frags, hook: t.Hook, record: memberRecord{
 				Owner: owner, Since: time.Now().Round(time.Second),
-				Object: c.Object.Name(), Program: info.Name, Digest: digest,
+				Object: c.Object.Name(), Program: info.Name, Digest: digest, Variables: c.Object.Assignments(),
 			}}
 			if c.PersistAs != "" {
 				path, err := filepath.Abs(c.PersistAs) // it is removed from elsewhere
