@@ -160,7 +160,7 @@ const (
 // Hook finds the hook of the interface of that name, or returns ErrNotFound.
 // It needs no privilege.
 func (ns *Namespace) Hook(name string, mode Mode) (*Hook, error) {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return nil, &Error{Op: opFind, Err: ErrInvalid, Detail: err.Error(), Hint: hintNames}
 	}
 	d, err := ns.conn.Device(name)
@@ -202,9 +202,9 @@ func (ns *Namespace) in() string {
 	return fmt.Sprintf(" in network namespace %q", ns.Spec())
 }
 
-// checkName refuses what can't be an interface's name, by the kernel's
+// CheckName refuses what can't be an interface's name, by the kernel's
 // dev_valid_name.
-func checkName(name string) error {
+func CheckName(name string) error {
 	if name == "" {
 		return errors.New("an interface's name is empty")
 	}

@@ -136,7 +136,7 @@ func TestWhoeverIsKilledLeavesAnEmptySlotAndTheOthersGoOn(t *testing.T) {
 		h := p.hold(p.request(engine, step{Op: owned.Add, Name: "b", Mark: 2, Lifetime: owned.Held}))
 		p.must(p.make(p.request(engine, step{Op: owned.Add, Name: "c", Mark: 3})))
 		p.wantMet(1, 2, 3)
-		h.end()
+		h.Kill()
 		if engine == arbiter.Live {
 			// The kernel does it, as soon as it gets to the last descriptor, and
 			// no process of Holdfast's is there to help.
@@ -170,11 +170,11 @@ func TestAChainOfHeldMembersEndsWithThem(t *testing.T) {
 		first := p.hold(p.request(engine, step{Op: owned.Add, Name: "a", Mark: 1, Lifetime: owned.Held}))
 		second := p.hold(p.request(engine, step{Op: owned.Add, Name: "b", Mark: 2, Lifetime: owned.Held}))
 		p.wantMet(1, 2)
-		first.end()
+		first.Kill()
 		if engine == arbiter.Live {
 			p.eventually("the first to be gone", func() bool { return slices.Equal(p.met(), []byte{2}) })
 		}
-		second.end()
+		second.Kill()
 		p.eventually("all to be gone", func() bool { return p.met() == nil })
 		p.gone()
 	})
@@ -194,7 +194,7 @@ func TestAHeldMemberFollowsItsChainToAnotherDispatcher(t *testing.T) {
 		return len(slices.DeleteFunc(p.pins(), func(s string) bool { return !strings.Contains(s, "link-") })) == 2
 	})
 	p.wantMet(1, 2, 3)
-	h.end()
+	h.Kill()
 	p.eventually("the slot to be empty", func() bool { return slices.Equal(p.met(), []byte{2, 3}) })
 	p.removeAll()
 }

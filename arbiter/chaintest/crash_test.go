@@ -121,47 +121,16 @@ func (p *place) make(r request) error {
 	return applied.Acknowledge()
 }
 
-// holder is a process that holds members.
-type holder struct {
-	*exec.Cmd
-	in *os.File
-}
-
 // hold has another process make the transaction and hold what it adds.
-func (p *place) hold(r request) *holder {
+func (p *place) hold(r request) *kerneltest.Process {
 	p.Helper()
-	out, outIn, err := os.Pipe()
-	if err != nil {
-		p.Fatal(err)
-	}
-	defer out.Close()
-	inOut, in, err := os.Pipe()
-	if err != nil {
-		p.Fatal(err)
-	}
-	h := &holder{Cmd: exec.Command("/proc/self/exe", r.encode()), in: in}
-	h.Env = append(os.Environ(), kerneltest.CommandEnv("transact"))
-	h.Stdin, h.Stdout, h.Stderr = inOut, outIn, os.Stderr
-	err = h.Start()
-	inOut.Close()
-	outIn.Close()
-	if err != nil {
-		p.Fatal(err)
-	}
-	p.Cleanup(h.end)
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "done\n" {
-		p.Fatalf("the holder said %q: %v", line, err)
+	cmd := exec.Command("/proc/self/exe", r.encode())
+	cmd.Env = append(os.Environ(), kerneltest.CommandEnv("transact"))
+	h := kerneltest.Start(p, cmd)
+	if !h.Lines.Scan() || h.Lines.Text() != "done" {
+		p.Fatalf("the holder said %q", h.Lines.Text())
 	}
 	return h
-}
-
-// end kills the holder, if it has not ended.
-func (h *holder) end() {
-	h.in.Close()
-	if h.ProcessState == nil {
-		_ = h.Process.Kill()
-		_ = h.Wait()
-	}
 }
 
 func (r request) encode() string {

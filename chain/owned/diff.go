@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/holdfast-bpf/holdfast/internal/lcs"
 )
 
 // Diff is what is different between two states of a chain. The zero value says
@@ -53,7 +55,7 @@ func diff(before, after Chain) Diff {
 			d.Members = append(d.Members, MemberDiff{Name: m.Name, What: []string{Removed}, Before: &m})
 		}
 	}
-	stayed := common(names(before.Members), names(after.Members))
+	stayed := lcs.Common(names(before.Members), names(after.Members))
 	for _, m := range after.Members {
 		at := before.Find(m.Name)
 		if at < 0 {
@@ -112,7 +114,7 @@ func (d Diff) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "--- generation %d\n+++ generation %d\n", d.Before.Generation, d.After.Generation)
 	// Line by line up to each that both have.
-	for _, same := range append(common(before, after), "") {
+	for _, same := range append(lcs.Common(before, after), "") {
 		before = writeUntil(&b, "-", before, same)
 		after = writeUntil(&b, "+", after, same)
 		if same != "" {
@@ -171,35 +173,4 @@ func lines(before, after Chain) (b, a []string) {
 		return s
 	}
 	return write(before), write(after)
-}
-
-// common is the longest list that is in both in the same order.
-func common(a, b []string) []string {
-	// longest[i][j] is how long it is for a[i:] and b[j:].
-	longest := make([][]int, len(a)+1)
-	for i := range longest {
-		longest[i] = make([]int, len(b)+1)
-	}
-	for i := len(a) - 1; i >= 0; i-- {
-		for j := len(b) - 1; j >= 0; j-- {
-			if a[i] == b[j] {
-				longest[i][j] = longest[i+1][j+1] + 1
-			} else {
-				longest[i][j] = max(longest[i+1][j], longest[i][j+1])
-			}
-		}
-	}
-	var both []string
-	for i, j := 0, 0; i < len(a) && j < len(b); {
-		switch {
-		case a[i] == b[j]:
-			both = append(both, a[i])
-			i, j = i+1, j+1
-		case longest[i+1][j] >= longest[i][j+1]:
-			i++
-		default:
-			j++
-		}
-	}
-	return both
 }

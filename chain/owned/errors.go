@@ -89,13 +89,6 @@ func (e *Error) Error() string {
 // Unwrap returns the sentinel.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Conflict tells whether somebody else, or what somebody else did, is in the
-// way, rather than the request being wrong.
-func (e *Error) Conflict() bool {
-	conflicts := []error{ErrExists, ErrGeneration, ErrExclusive, ErrLocked, ErrNotEmpty}
-	return slices.ContainsFunc(conflicts, func(c error) bool { return errors.Is(e.Err, c) })
-}
-
 // list names members for a message.
 func list(members []Member) string {
 	if len(members) == 0 {

@@ -287,8 +287,8 @@ func TestARefusedTransactionSaysWhyAndWhatToDo(t *testing.T) {
 			t.Errorf("got  %v\nwant %s", err, want)
 			continue
 		}
-		if conflict := !slices.Contains([]error{ErrNoMember, ErrOrder, ErrFull, ErrInvalid}, c.err); refused.Conflict() != conflict {
-			t.Errorf("%v: a conflict: %t, want %t", err, refused.Conflict(), conflict)
+		if conflict := !slices.Contains([]error{ErrNoMember, ErrOrder, ErrFull, ErrInvalid}, c.err); IsConflict(err) != conflict {
+			t.Errorf("%v: a conflict: %t, want %t", err, IsConflict(err), conflict)
 		}
 	}
 }

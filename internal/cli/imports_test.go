@@ -60,6 +60,11 @@ var unwanted = []struct {
 		why:      "an object knows nothing of interfaces",
 	},
 	{
+		packages: []string{"xdp", "object", "chain/libxdp", "arbiter", "features"},
+		imports:  []string{"github.com/goccy/go-yaml", module + "/chain/declared"},
+		why:      "who attaches reads no files that declare chains",
+	},
+	{
 		packages: []string{"cmd/holdfast"},
 		imports:  []string{"net/http", "crypto/tls", "C", "runtime/cgo"},
 		why:      "the command speaks to the kernel only, and is one small static binary",

@@ -1,0 +1,152 @@
+// Package declared reads and writes files that declare what chains are to be,
+// and plans the changes that make them so. A file is YAML:
+//
+//	version: 1
+//	hooks:
+//	- interface: eth0
+//	  netns: blue               # optional: a name, a path or a pid
+//	  mode: native              # optional: auto, native, generic or offload
+//	  engine: auto              # optional: auto, live or fused
+//	  exclusive: false          # optional: the only member has the hook to itself
+//	  members:                  # in the order that they run in; [] for none
+//	  - name: ddos
+//	    object: xdp/ddos.o      # a relative path begins where the file is
+//	    program: xdp_ddos       # optional: a function's name, or section: its section
+//	    priority: 10            # optional: 50
+//	    proceed-on: [XDP_PASS]  # optional: [XDP_PASS]; [] to never go on
+//	    set:                    # optional: global variables, see object.Object.Set
+//	      drop_port: 53
+//
+// What a file leaves out has these defaults, whatever the objects themselves ask
+// for: what a file means can be told from the file.
+//
+// A file is read strictly: a word that means nothing, a word said twice, a value
+// of another type, two members of one name or priorities that fall are errors,
+// with their line and column. Anchors, aliases and tags are not taken.
+package declared
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// File is what a file declares.
+type File struct {
+	Hooks []Hook
+}
+
+// Hook is one hook, and the chain that it is to have.
+type Hook struct {
+	Interface string
+	// Namespace opens the network namespace, as in [xdp.OpenNamespace]. It is
+	// empty where the file leaves that to whoever reads it.
+	Namespace string
+	Mode      xdp.Mode
+	// Engine is how the chain is to run: Auto, Live or Fused.
+	Engine    Engine
+	Exclusive bool
+	// Members are in the order that they run in.
+	Members []Member
+}
+
+// Engine is how a chain is to run.
+type Engine string
+
+// The engines, and the choice to leave it to Holdfast.
+const (
+	Auto  Engine = "auto"
+	Live  Engine = "live"
+	Fused Engine = "fused"
+)
+
+// Member is one member of the chain. It is permanent: who holds a member is no
+// file.
+type Member struct {
+	Name string
+	// Object is the path of the object file. Read makes a relative one begin
+	// where the file is, and Decode leaves it.
+	Object string
+	// Program and Section choose one of the object's programs. At most one of
+	// the two is given.
+	Program, Section string
+	Priority         uint32
+	ProceedOn        chain.Actions
+	// Variables are the values of global variables by their names, both as
+	// [github.com/holdfast-bpf/holdfast/object.Object.Set] takes them.
+	Variables map[string]string
+}
+
+// Assignments are the variables as name=value, by name.
+func (m Member) Assignments() []string {
+	var s []string
+	for _, name := range slices.Sorted(maps.Keys(m.Variables)) {
+		s = append(s, name+"="+m.Variables[name])
+	}
+	return s
+}
+
+// MaxSize is the size in bytes of the biggest file that is read, which is some
+// thousand members.
+const MaxSize = 256 << 10
+
+// Read reads the file at path. What is not there is an [os.ErrNotExist], and what
+// can't be understood an [*Error].
+func Read(path string) (*File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	file, err := Decode(path, f)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range file.Hooks {
+		for i, m := range h.Members {
+			if !filepath.IsAbs(m.Object) {
+				h.Members[i].Object = filepath.Join(filepath.Dir(path), m.Object)
+			}
+		}
+	}
+	return file, nil
+}
+
+// ErrInvalid says that a file can't be understood, or a chain not be written as
+// one. It is wrapped by an [*Error].
+var ErrInvalid = errors.New("invalid declaration")
+
+// Error is what is wrong with a file.
+type Error struct {
+	// File is its name, and Line and Column say where, from 1. They are 0 where
+	// it is about the whole.
+	File         string
+	Line, Column int
+	// Detail is what is wrong, and Hint what to do about it.
+	Detail, Hint string
+}
+
+// Error is one sentence that begins as compilers begin theirs.
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(cmp.Or(e.File, "declaration"))
+	if e.Line > 0 {
+		fmt.Fprintf(&b, ":%d:%d", e.Line, e.Column)
+	}
+	b.WriteString(": " + e.Detail)
+	if e.Hint != "" {
+		b.WriteString("; " + e.Hint)
+	}
+	return b.String()
+}
+
+// Unwrap returns ErrInvalid.
+func (e *Error) Unwrap() error { return ErrInvalid }
