@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
@@ -17,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kerneltest.Main(m, kerneltest.Commands{"contend": contend, "sweep and detach": sweepAndDetach, "open": open})
+	kerneltest.Main(m, kerneltest.Commands{"contend": contend, "sweep and detach": sweepAndDetach, "open": openDefault})
 }
 
 // place is an interface and a state of its own.
@@ -99,34 +100,105 @@ func load(t testing.TB, name string) *object.Loaded {
 }
 
 func loadObject(name string) (*object.Loaded, error) {
-	o, err := object.Read(name+".o", bytes.NewReader(bpfprog.ELF(name)))
+	o, err := open(name)
 	if err != nil {
 		return nil, err
 	}
-	var choice object.Choice
+	return o.Load(choice(name))
+}
+
+func open(name string) (*object.Object, error) {
+	return object.Read(name+".o", bytes.NewReader(bpfprog.ELF(name)))
+}
+
+// choice says which of an object's programs is meant.
+func choice(name string) object.LoadOptions {
 	if name == "tailcall" {
-		choice.Name = "enter"
+		return object.LoadOptions{Program: object.Choice{Name: "enter"}}
 	}
-	return o.Load(object.LoadOptions{Program: choice})
+	return object.LoadOptions{}
 }
 
-func (p *place) attach(h *xdp.Hook, name string, shared bool) *object.Loaded {
+// attach attaches a program and returns what is attached then. At a shared hook
+// that is the program; at an owned one it is loaded anew.
+func (p *place) attach(h *xdp.Hook, name string, shared bool) uint32 {
 	p.Helper()
-	l := load(p, "pass")
-	p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: h, Program: l, Name: name, Shared: shared}))
-	return l
+	p.must(p.attaches(h, name, "pass", shared))
+	return p.program(h)
 }
 
-func (p *place) replace(h *xdp.Hook) *object.Loaded {
+// attaches attaches one of the project's objects.
+func (p *place) attaches(h *xdp.Hook, name, object string, shared bool) (arbiter.Acknowledge, error) {
 	p.Helper()
-	l := load(p, "drop")
-	p.must(p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: h, Program: l, Expect: xdp.Any}))
-	return l
+	if shared {
+		return p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: h, Program: load(p, object), Name: name})
+	}
+	return apply(p.arbiter, h, add(p, name, object))
+}
+
+// add is the change that adds one of the project's objects to an owned hook.
+func add(t testing.TB, name, object string) arbiter.Change {
+	t.Helper()
+	o, err := open(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return arbiter.Change{Change: owned.Change{Op: owned.Add, Name: name}, Object: o, Load: choice(object)}
+}
+
+// apply makes changes of an owned hook.
+func apply(a *arbiter.Arbiter, h *xdp.Hook, changes ...arbiter.Change) (arbiter.Acknowledge, error) {
+	applied, err := a.Apply(context.Background(), arbiter.Transaction{Hook: h, Changes: changes})
+	if err != nil {
+		return nil, err
+	}
+	return applied.Acknowledge, nil
+}
+
+// replace replaces the only program and returns what is attached then.
+func (p *place) replace(h *xdp.Hook) uint32 {
+	p.Helper()
+	p.must(p.replaces(h, "drop"))
+	return p.program(h)
+}
+
+func (p *place) replaces(h *xdp.Hook, object string) (arbiter.Acknowledge, error) {
+	p.Helper()
+	if m := p.member(h); m != "" {
+		c := add(p, m, object)
+		c.Op = owned.Replace
+		return apply(p.arbiter, h, c)
+	}
+	return p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: h, Program: load(p, object), Expect: xdp.Any})
 }
 
 func (p *place) detach(h *xdp.Hook) {
 	p.Helper()
-	p.must(p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: h}))
+	p.must(p.detaches(h))
+}
+
+func (p *place) detaches(h *xdp.Hook) (arbiter.Acknowledge, error) {
+	p.Helper()
+	if m := p.member(h); m != "" {
+		return apply(p.arbiter, h, arbiter.Change{Change: owned.Change{Op: owned.Remove, Name: m}})
+	}
+	return p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: h})
+}
+
+// member is the name of the only member at an owned hook, empty for other hooks.
+func (p *place) member(h *xdp.Hook) string {
+	p.Helper()
+	at, err := p.arbiter.At(h)
+	if err != nil {
+		p.Fatal(err)
+	}
+	if at == nil || at.Chain == nil {
+		return ""
+	}
+	if len(at.Chain.Members) != 1 {
+		p.Fatalf("the chain is %+v, want one member", at.Chain)
+	}
+	return at.Chain.Members[0].Name
 }
 
 func (p *place) must(ack arbiter.Acknowledge, err error) {
@@ -161,23 +233,25 @@ func (p *place) status(ns *kerneltest.NetNS) arbiter.Status {
 	return all[0]
 }
 
-// wantAttached checks what runs at the hook; nil stands for nothing.
-func (p *place) wantAttached(h *xdp.Hook, l *object.Loaded) {
+// wantAttached checks which program runs at the hook; 0 stands for none.
+func (p *place) wantAttached(h *xdp.Hook, want uint32) {
 	p.Helper()
-	var want, got uint32
-	if l != nil {
-		want = id(p, l)
+	if got := p.program(h); got != want {
+		p.Errorf("program %d is attached to %s, want %d", got, h, want)
 	}
+}
+
+// program is the id of what is attached, 0 for nothing.
+func (p *place) program(h *xdp.Hook) uint32 {
+	p.Helper()
 	s, err := h.Query()
 	if err != nil {
 		p.Fatal(err)
 	}
 	if at := s.At(xdp.Auto); at != nil {
-		got = at.Program.ID
+		return at.Program.ID
 	}
-	if got != want {
-		p.Errorf("program %d is attached to %s, want %d", got, h, want)
-	}
+	return 0
 }
 
 func id(t testing.TB, l *object.Loaded) uint32 { return kerneltest.ProgramID(t, l.Program) }

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// open is the command, in a mount namespace that is not process 1's: it opens
+// openDefault is the command, in a mount namespace that is not process 1's: it opens
 // the default state without what it takes to go there.
-func open([]string) int {
+func openDefault([]string) int {
 	err := func() error {
 		if err := kerneltest.Drop(unix.CAP_SYS_PTRACE); err != nil {
 			return err
