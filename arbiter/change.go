@@ -231,6 +231,8 @@ func (a *Arbiter) Detach(ctx context.Context, r DetachRequest) (Acknowledge, err
 		return done, detachForeign(r, s.at)
 	case s.entry.chain != nil:
 		return nil, ownedHook(opDetach, r.Hook)
+	case s.entry.link != nil: // owned, and the record of its chain is missing
+		return done, a.removeEntry(l, s.entry)
 	}
 	return a.detach(l, s.entry, r.Hook, s.at)
 }

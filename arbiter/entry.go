@@ -357,10 +357,8 @@ func (a *Arbiter) detachLink(_ locked, e *entry) error {
 
 // removeRest removes what says nothing any more without link.
 func (a *Arbiter) removeRest(e *entry) error {
-	if e.chain != nil {
-		if err := a.removeMembers(e.key); err != nil {
-			return err
-		}
+	if err := a.removeMembers(e.key); err != nil {
+		return err
 	}
 	for _, name := range append(e.arrays, recordPin, chainPin) {
 		if err := remove(a.root.Path(e.key, name)); err != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -25,25 +26,30 @@ func TestASecondAttachIsAConflictThatNamesRecordAndRival(t *testing.T) {
 		t.Run(held, func(t *testing.T) {
 			p := newPlace(t)
 			first := p.attach(p.hook, "filter", held == "shared")
-			for _, r := range []arbiter.AttachRequest{
-				{Name: "other"},
-				{Name: "filter"},
-				{Name: "other", Shared: true},
-				{Name: "other", Shared: true, Expect: xdp.Any},
-				{Name: "other", Shared: true, Expect: xdp.Expect(first.Program)},
-			} {
-				r.Hook, r.Program = p.hook, load(t, "drop")
-				_, err := p.arbiter.Attach(context.Background(), r)
+			rivals := map[string]func() (arbiter.Acknowledge, error){
+				"by netlink": func() (arbiter.Acknowledge, error) { return p.attaches(p.hook, "other", "drop", true) },
+			}
+			for what, e := range map[string]xdp.Expectation{"whatever is there": xdp.Any, "what is there": xdp.ExpectID(first)} {
+				rivals["by netlink, expecting "+what] = func() (arbiter.Acknowledge, error) {
+					return p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: load(t, "drop"), Name: "other", Expect: e})
+				}
+			}
+			if held == "shared" {
+				rivals["by the same name"] = func() (arbiter.Acknowledge, error) { return p.attaches(p.hook, "filter", "drop", true) }
+				rivals["as an owner"] = func() (arbiter.Acknowledge, error) { return p.attaches(p.hook, "other", "drop", false) }
+			}
+			for name, attach := range rivals {
+				_, err := attach()
 				e := refused(t, err, xdp.ErrConflict)
-				if e.Rival == nil || e.Rival.Program.ID != id(t, first) {
-					t.Errorf("%q does not name program %d", e, id(t, first))
+				if e.Rival == nil || e.Rival.Program.ID != first {
+					t.Errorf("%s: %q does not name program %d", name, e, first)
 				}
 				var known *arbiter.HeldError
 				if !errors.As(err, &known) || known.Record.Name != "filter" || known.Record.Owner.PID != os.Getpid() {
-					t.Errorf("%q does not say who attached it", err)
+					t.Errorf("%s: %q does not say who attached it", name, err)
 				}
 				if !strings.Contains(err.Error(), `Holdfast attached it: "filter", by uid 0`) {
-					t.Errorf("%q does not say who attached it", err)
+					t.Errorf("%s: %q does not say who attached it", name, err)
 				}
 			}
 			p.wantAttached(p.hook, first)
@@ -52,6 +58,26 @@ func TestASecondAttachIsAConflictThatNamesRecordAndRival(t *testing.T) {
 			p.wantEntries(0)
 		})
 	}
+}
+
+func TestAMemberThatIsInTheWayIsNamedWithItsOwner(t *testing.T) {
+	p := newPlace(t)
+	first := p.attach(p.hook, "filter", false)
+	exclusive := true
+	alone := add(t, "other", "drop")
+	alone.Exclusive = &exclusive
+	for kind, c := range map[error]arbiter.Change{owned.ErrExists: add(t, "filter", "drop"), owned.ErrExclusive: alone} {
+		_, err := apply(p.arbiter, p.hook, c)
+		var rival *arbiter.MemberError
+		if !errors.Is(err, kind) || !owned.IsConflict(err) || !errors.As(err, &rival) || rival.Owner.PID != os.Getpid() || rival.Since.IsZero() {
+			t.Errorf("got %v, want %q", err, kind)
+		}
+		if !strings.Contains(err.Error(), `member "filter" at `+p.hook.String()+" is uid 0 ") {
+			t.Errorf("%q does not say whose it is", err)
+		}
+	}
+	p.wantAttached(p.hook, first)
+	p.detach(p.hook)
 }
 
 func TestWhatSomebodyElseAttachedIsTouchedOnlyWhenAskedFor(t *testing.T) {
@@ -69,11 +95,13 @@ func TestWhatSomebodyElseAttachedIsTouchedOnlyWhenAskedFor(t *testing.T) {
 				t.Fatal(err)
 			}
 			ctx := context.Background()
-			_, attach := p.arbiter.Attach(ctx, arbiter.AttachRequest{Hook: p.hook, Program: ours, Name: "x"})
-			_, replace := p.arbiter.Replace(ctx, arbiter.ReplaceRequest{Hook: p.hook, Program: ours, Expect: xdp.Any})
-			_, detach := p.arbiter.Detach(ctx, arbiter.DetachRequest{Hook: p.hook})
+			_, attach := p.attaches(p.hook, "x", "drop", false)
+			_, shared := p.attaches(p.hook, "x", "drop", true)
+			_, replace := p.replaces(p.hook, "drop")
+			_, detach := p.detaches(p.hook)
+			_, remove := apply(p.arbiter, p.hook, arbiter.Change{Change: owned.Change{Op: owned.Remove, Name: "x"}})
 			_, wrong := p.arbiter.Detach(ctx, arbiter.DetachRequest{Hook: p.hook, Foreign: true, Expect: xdp.Expect(ours.Program)})
-			for _, err := range []error{attach, replace, detach, wrong} {
+			for _, err := range []error{attach, shared, replace, detach, remove, wrong} {
 				e := refused(t, err, xdp.ErrConflict)
 				if e.Rival == nil || e.Rival.Program.ID != id(t, theirs) {
 					t.Errorf("%q does not name program %d", err, id(t, theirs))
@@ -84,12 +112,12 @@ func TestWhatSomebodyElseAttachedIsTouchedOnlyWhenAskedFor(t *testing.T) {
 			}
 			_, err := p.arbiter.Detach(ctx, arbiter.DetachRequest{Hook: p.hook, Foreign: true})
 			refused(t, err, xdp.ErrInvalid)
-			p.wantAttached(p.hook, theirs)
+			p.wantAttached(p.hook, id(t, theirs))
 			if st := p.status(p.veth.Near); st.Entry != "" || st.Owner != nil || st.Name != "" {
 				t.Errorf("status takes it for Holdfast's: %+v", st)
 			}
 			p.must(p.arbiter.Detach(ctx, arbiter.DetachRequest{Hook: p.hook, Foreign: true, Expect: xdp.Expect(theirs.Program)}))
-			p.wantAttached(p.hook, nil)
+			p.wantAttached(p.hook, 0)
 			p.wantEntries(0)
 		})
 	}
@@ -101,32 +129,66 @@ func TestWhatNetlinkAttachedIsTakenOverAsExpected(t *testing.T) {
 	if err := p.hook.Attach(theirs.Program, xdp.Empty); err != nil {
 		t.Fatal(err)
 	}
-	r := arbiter.AttachRequest{Hook: p.hook, Program: ours, Name: "x", Shared: true, Expect: xdp.Expect(ours.Program)}
+	r := arbiter.AttachRequest{Hook: p.hook, Program: ours, Name: "x", Expect: xdp.Expect(ours.Program)}
 	_, err := p.arbiter.Attach(context.Background(), r)
 	refused(t, err, xdp.ErrConflict)
 	p.wantEntries(0)
 	r.Expect = xdp.Expect(theirs.Program)
 	p.must(p.arbiter.Attach(context.Background(), r))
-	p.wantAttached(p.hook, ours)
+	p.wantAttached(p.hook, id(t, ours))
 	p.detach(p.hook)
 	p.wantEntries(0)
 }
 
 func TestWhereNothingIsThereIsNothingToReplaceOrDetach(t *testing.T) {
 	p := newPlace(t)
-	_, err := p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: load(t, "pass"), Expect: xdp.Any})
-	refused(t, err, xdp.ErrNotAttached)
-	_, err = p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: p.hook})
-	refused(t, err, xdp.ErrNotAttached)
+	replace := add(t, "x", "drop")
+	replace.Op = owned.Replace
+	_, replaceMember := apply(p.arbiter, p.hook, replace)
+	_, remove := apply(p.arbiter, p.hook, arbiter.Change{Change: owned.Change{Op: owned.Remove, Name: "x"}})
+	_, replaceShared := p.replaces(p.hook, "pass")
+	_, detach := p.detaches(p.hook)
+	for _, err := range []error{replaceMember, remove, replaceShared, detach} {
+		refused(t, err, xdp.ErrNotAttached)
+	}
 }
 
 func TestAWrongExpectationChangesNothing(t *testing.T) {
+	for _, held := range []string{"owned", "shared"} {
+		t.Run(held, func(t *testing.T) {
+			p := newPlace(t)
+			there, next := p.attach(p.hook, "filter", held == "shared"), load(t, "drop")
+			_, err := p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: p.hook, Expect: xdp.Expect(next.Program)})
+			refused(t, err, xdp.ErrConflict)
+			if held == "shared" {
+				_, err := p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: next, Expect: xdp.Expect(next.Program)})
+				refused(t, err, xdp.ErrConflict)
+			} else {
+				replace := add(t, "filter", "drop")
+				replace.Op, replace.Expect = owned.Replace, 7
+				if _, err := apply(p.arbiter, p.hook, replace); !errors.Is(err, owned.ErrGeneration) {
+					t.Errorf("got %v, want %q", err, owned.ErrGeneration)
+				}
+				_, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{
+					Hook: p.hook, Expect: new(uint64), Changes: []arbiter.Change{add(t, "other", "drop")},
+				})
+				if !errors.Is(err, owned.ErrGeneration) {
+					t.Errorf("got %v, want %q", err, owned.ErrGeneration)
+				}
+			}
+			p.wantAttached(p.hook, there)
+			p.detach(p.hook)
+		})
+	}
+}
+
+func TestOwnedAndSharedHooksAreChangedInTheirOwnWays(t *testing.T) {
 	p := newPlace(t)
-	there, next := p.attach(p.hook, "filter", false), load(t, "drop")
-	_, err := p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: next, Expect: xdp.Expect(next.Program)})
-	refused(t, err, xdp.ErrConflict)
-	_, err = p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: p.hook, Expect: xdp.Expect(next.Program)})
-	refused(t, err, xdp.ErrConflict)
+	there := p.attach(p.hook, "filter", false)
+	_, err := p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: p.hook})
+	refused(t, err, xdp.ErrInvalid)
+	_, err = p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: load(t, "drop"), Expect: xdp.Any})
+	refused(t, err, xdp.ErrInvalid)
 	p.wantAttached(p.hook, there)
 	p.detach(p.hook)
 }
@@ -160,12 +222,12 @@ func TestAnAttachmentIsFoundWhereItsInterfaceWent(t *testing.T) {
 			h := p.at(elsewhere, p.veth.NearName)
 			p.Cleanup(func() { elsewhere.Conn.Delete(h.Index()) })
 			p.wantAttached(h, there)
-			if st := p.status(elsewhere); st.Name != "filter" || st.Entry == "" || st.Program.ID != id(t, there) {
+			if st := p.status(elsewhere); st.Name != "filter" || st.Entry == "" || st.Program.ID != there {
 				t.Errorf("status shows %+v", st)
 			}
 			p.wantAttached(h, p.replace(h))
 			p.detach(h)
-			p.wantAttached(h, nil)
+			p.wantAttached(h, 0)
 			p.wantEntries(0)
 		})
 	}
@@ -182,7 +244,7 @@ func TestAnInterfaceWithTheIndexOfOneThatMovedAwayIsAnother(t *testing.T) {
 	p.Cleanup(func() { elsewhere.Conn.Delete(there.Index()) })
 	p.recreate()
 	here := p.at(p.veth.Near, p.veth.NearName)
-	p.wantAttached(here, nil)
+	p.wantAttached(here, 0)
 	fresh := p.attach(here, "fresh", false)
 	p.wantAttached(there, moved)
 	p.wantAttached(here, fresh)
@@ -228,7 +290,7 @@ func TestTheEntryOfAnInterfaceThatIsGoneIsStale(t *testing.T) {
 			if h.Index() != p.veth.NearIndex {
 				t.Fatalf("the new interface has index %d, want %d", h.Index(), p.veth.NearIndex)
 			}
-			p.wantAttached(h, nil)
+			p.wantAttached(h, 0)
 			// Its namespace has no name: gc finds those of processes only.
 			if held == "owned" {
 				stale := p.gc(true)
@@ -295,7 +357,7 @@ func TestGCTellsASharedHookThatWasTakenOver(t *testing.T) {
 	if stale := p.gc(false); len(stale) != 1 || !strings.Contains(stale[0].Why, "another program") {
 		t.Errorf("gc found %+v", stale)
 	}
-	p.wantAttached(p.hook, theirs)
+	p.wantAttached(p.hook, id(t, theirs))
 	p.wantEntries(0)
 }
 
@@ -305,10 +367,9 @@ func TestTheSameIndexInTwoNamespacesIsTwoHooks(t *testing.T) {
 	if h.Index() != p.hook.Index() {
 		t.Fatalf("indexes are %d and %d, want the same", h.Index(), p.hook.Index())
 	}
-	// The same program too: then the kernel's links can't be told apart.
-	same := load(t, "pass")
-	for name, hook := range map[string]*xdp.Hook{"here": p.hook, "there": h} {
-		p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: hook, Program: same, Name: name}))
+	here, there := p.attach(p.hook, "here", false), p.attach(h, "there", false)
+	if here == there {
+		t.Errorf("program %d is attached to both", here)
 	}
 	p.wantEntries(2)
 	for name, ns := range map[string]*kerneltest.NetNS{"here": p.veth.Near, "there": other} {
@@ -318,63 +379,62 @@ func TestTheSameIndexInTwoNamespacesIsTwoHooks(t *testing.T) {
 	}
 	next := p.replace(h)
 	p.wantAttached(h, next)
-	p.wantAttached(p.hook, same)
+	p.wantAttached(p.hook, here)
 	p.detach(p.hook)
-	p.wantAttached(p.hook, nil)
+	p.wantAttached(p.hook, 0)
 	p.wantAttached(h, next)
 	p.detach(h)
 	p.wantEntries(0)
 }
 
 func TestAProgramIsReplacedByItself(t *testing.T) {
-	for _, shared := range []bool{false, true} {
-		p := newPlace(t)
-		l := load(t, "tailcall")
-		p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: l, Name: "jumps", Shared: shared}))
-		for range 2 {
-			p.must(p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: l, Expect: xdp.Expect(l.Program)}))
-			p.wantAttached(p.hook, l)
-		}
-		// Another program's arrays are never taken for its own.
-		array := filepath.Join(p.entry(), fmt.Sprintf("array_%d_0", id(p, l)))
-		if err := os.Remove(array); err != nil {
-			t.Fatal(err)
-		}
-		pin(t, array, load(t, "tailcall"), l.ProgramArrays()[0])
-		_, err := p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: l, Expect: xdp.Any})
-		if !errors.Is(err, os.ErrExist) {
-			t.Errorf("with another array in its place: %v", err)
-		}
-		p.wantAttached(p.hook, l)
-		p.detach(p.hook)
+	p := newPlace(t)
+	l := load(t, "tailcall")
+	p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: l, Name: "jumps"}))
+	for range 2 {
+		p.must(p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: l, Expect: xdp.Expect(l.Program)}))
+		p.wantAttached(p.hook, id(t, l))
 	}
+	// Another program's arrays are never taken for its own.
+	array := filepath.Join(p.entry(), fmt.Sprintf("array_%d_0", id(p, l)))
+	if err := os.Remove(array); err != nil {
+		t.Fatal(err)
+	}
+	pin(t, array, load(t, "tailcall"), l.ProgramArrays()[0])
+	_, err := p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: l, Expect: xdp.Any})
+	if !errors.Is(err, os.ErrExist) {
+		t.Errorf("with another array in its place: %v", err)
+	}
+	p.wantAttached(p.hook, id(t, l))
+	p.detach(p.hook)
 }
 
 func TestProgramArraysLiveAsLongAsTheirProgram(t *testing.T) {
-	p := newPlace(t)
-	arrays := func() int {
-		found, err := filepath.Glob(filepath.Join(p.entry(), "array_*"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(found)
+	for held, pins := range map[string]string{"owned": "m*/map-jumps", "shared": "array_*"} {
+		t.Run(held, func(t *testing.T) {
+			p := newPlace(t)
+			arrays := func() int {
+				found, err := filepath.Glob(filepath.Join(p.entry(), pins))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return len(found)
+			}
+			p.must(p.attaches(p.hook, "jumps", "tailcall", held == "shared"))
+			if n := arrays(); n != 1 {
+				t.Errorf("%d program arrays are pinned, want 1", n)
+			}
+			p.must(p.replaces(p.hook, "tailcall"))
+			if n := arrays(); n != 1 {
+				t.Errorf("%d program arrays are pinned after a replace, want 1", n)
+			}
+			p.replace(p.hook)
+			if n := arrays(); n != 0 {
+				t.Errorf("%d program arrays are pinned after a replace by a program without, want 0", n)
+			}
+			p.detach(p.hook)
+		})
 	}
-	l, err := loadObject("tailcall")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: l, Name: "jumps"}))
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if n := arrays(); n != 1 {
-		t.Errorf("%d program arrays are pinned, want 1", n)
-	}
-	p.replace(p.hook)
-	if n := arrays(); n != 0 {
-		t.Errorf("%d program arrays are pinned after a replace by a program without, want 0", n)
-	}
-	p.detach(p.hook)
 }
 
 func TestTheLockHasADeadline(t *testing.T) {
@@ -390,10 +450,11 @@ func TestTheLockHasADeadline(t *testing.T) {
 	}
 	ctx := context.Background()
 	_, attach := impatient.Attach(ctx, arbiter.AttachRequest{Hook: p.hook, Program: load(t, "pass"), Name: "x"})
+	_, change := apply(impatient, p.hook, add(t, "x", "pass"))
 	_, replace := impatient.Replace(ctx, arbiter.ReplaceRequest{Hook: p.hook, Program: load(t, "pass"), Expect: xdp.Any})
 	_, detach := impatient.Detach(ctx, arbiter.DetachRequest{Hook: p.hook})
 	_, gc := impatient.GC(ctx, false)
-	for _, err := range []error{attach, replace, detach, gc} {
+	for _, err := range []error{attach, change, replace, detach, gc} {
 		if !errors.Is(err, arbiter.ErrLockTimeout) || !strings.Contains(err.Error(), "others have been changing") {
 			t.Errorf("got %v, want a lock timeout", err)
 		}
@@ -411,13 +472,20 @@ func TestTheLockHasADeadline(t *testing.T) {
 
 func TestANameThatDoesNotFitIsRefusedAndLeavesNothing(t *testing.T) {
 	p := newPlace(t)
-	_, err := p.arbiter.Attach(context.Background(), arbiter.AttachRequest{
-		Hook: p.hook, Program: load(t, "pass"), Name: strings.Repeat("x", 5000),
-	})
+	long := strings.Repeat("x", 5000)
+	_, err := p.attaches(p.hook, long, "pass", true)
 	if !errors.Is(err, xdp.ErrInvalid) || !strings.Contains(err.Error(), "too long") {
 		t.Errorf("got %v", err)
 	}
-	p.wantAttached(p.hook, nil)
+	if _, err := p.attaches(p.hook, long, "pass", false); !errors.Is(err, owned.ErrInvalid) {
+		t.Errorf("got %v", err)
+	}
+	path := add(t, "x", "pass")
+	path.PersistAs = "/" + strings.Repeat("x/", 10000)
+	if _, err := apply(p.arbiter, p.hook, path); err == nil {
+		t.Error("a path without end is taken")
+	}
+	p.wantAttached(p.hook, 0)
 	p.wantEntries(0)
 }
 
@@ -426,22 +494,33 @@ func TestASecondPinThatIsTakenIsRefusedAndLeavesNothing(t *testing.T) {
 	taken := filepath.Join(kerneltest.BPFFS(t), "taken")
 	pin(t, taken, load(t, "count"), "packets")
 	for path, kind := range map[string]error{taken: xdp.ErrExists, filepath.Join(t.TempDir(), "file"): xdp.ErrInvalid} {
-		_, err := p.arbiter.Attach(context.Background(), arbiter.AttachRequest{
-			Hook: p.hook, Program: load(t, "pass"), Name: "x", PersistAs: path,
-		})
+		c := add(t, "x", "pass")
+		c.PersistAs = path
+		_, err := apply(p.arbiter, p.hook, c)
 		refused(t, err, kind)
-		p.wantAttached(p.hook, nil)
+		p.wantAttached(p.hook, 0)
 		p.wantEntries(0)
 	}
 	if _, err := os.Stat(taken); err != nil {
 		t.Errorf("what was pinned there is gone: %v", err)
 	}
+	// The link that is there has its pins.
+	p.attach(p.hook, "first", false)
+	c := add(t, "second", "pass")
+	c.PersistAs = filepath.Join(kerneltest.BPFFS(t), "free")
+	_, err := apply(p.arbiter, p.hook, c)
+	refused(t, err, xdp.ErrInvalid)
+	p.detach(p.hook)
 }
 
-// changeRecord changes what Holdfast wrote of its only entry.
-func (p *place) changeRecord(change func(map[string]any)) {
+// recordPins are where an entry has its record.
+var recordPins = map[string]string{"owned": "chain", "shared": "record"}
+
+// changeRecord changes what Holdfast wrote first into the record of its only
+// entry.
+func (p *place) changeRecord(held string, change func(map[string]any)) {
 	p.Helper()
-	m, err := ebpf.LoadPinnedMap(filepath.Join(p.entry(), "record"), nil)
+	m, err := ebpf.LoadPinnedMap(filepath.Join(p.entry(), recordPins[held]), nil)
 	if err != nil {
 		p.Fatal(err)
 	}
@@ -467,25 +546,38 @@ func (p *place) changeRecord(change func(map[string]any)) {
 func TestWhatHoldfastDidNotMakeIsLeftAloneInItsState(t *testing.T) {
 	foreign := func(t *testing.T, path string) { pin(t, path, load(t, "count"), "packets") }
 	for _, c := range []struct {
-		name string
+		name, held string
 		// spoil changes the state, which has one attachment.
 		spoil func(p *place)
 		says  string
 	}{
-		{"a record of a newer version", func(p *place) {
-			p.changeRecord(func(r map[string]any) { r["version"] = 99 })
+		{"a record of a newer version", "shared", func(p *place) {
+			p.changeRecord("shared", func(r map[string]any) { r["version"] = 99 })
 		}, "the record is of version 99"},
-		{"another map as the record", func(p *place) {
+		{"another map as the record", "shared", func(p *place) {
 			path := filepath.Join(p.entry(), "record")
 			if err := os.Remove(path); err != nil {
 				p.Fatal(err)
 			}
 			foreign(p.T, path)
 		}, "pinned as the record is another map"},
-		{"a record that can't be read", func(p *place) {
-			p.changeRecord(func(r map[string]any) { r["since"] = "yesterday" })
+		{"a record that can't be read", "shared", func(p *place) {
+			p.changeRecord("shared", func(r map[string]any) { r["since"] = "yesterday" })
 		}, "the record can't be read"},
-		{"a map as the link", func(p *place) {
+		{"a chain's record of a newer version", "owned", func(p *place) {
+			p.changeRecord("owned", func(r map[string]any) { r["version"] = 99 })
+		}, "the chain's record is of version 99"},
+		{"another map as the chain's record", "owned", func(p *place) {
+			path := filepath.Join(p.entry(), "chain")
+			if err := os.Remove(path); err != nil {
+				p.Fatal(err)
+			}
+			foreign(p.T, path)
+		}, "pinned as the chain's record is another map"},
+		{"a chain's record that can't be read", "owned", func(p *place) {
+			p.changeRecord("owned", func(r map[string]any) { r["link_id"] = "the fifth" })
+		}, "the chain's record can't be read"},
+		{"a map as the link", "owned", func(p *place) {
 			path := filepath.Join(p.entry(), "link")
 			if err := os.Rename(path, path+"_before"); err != nil {
 				p.Fatal(err)
@@ -495,13 +587,14 @@ func TestWhatHoldfastDidNotMakeIsLeftAloneInItsState(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPlace(t)
-			there := p.attach(p.hook, "filter", false)
+			there := p.attach(p.hook, "filter", c.held == "shared")
 			c.spoil(p)
-			ctx := context.Background()
-			_, attach := p.arbiter.Attach(ctx, arbiter.AttachRequest{Hook: p.hook, Program: load(t, "drop"), Name: "x"})
-			_, replace := p.arbiter.Replace(ctx, arbiter.ReplaceRequest{Hook: p.hook, Program: load(t, "drop"), Expect: xdp.Any})
-			_, detach := p.arbiter.Detach(ctx, arbiter.DetachRequest{Hook: p.hook})
-			for _, err := range []error{attach, replace, detach} {
+			_, attach := p.attaches(p.hook, "x", "drop", false)
+			_, shared := p.attaches(p.hook, "x", "drop", true)
+			_, replace := p.replaces(p.hook, "drop")
+			_, detach := p.detaches(p.hook)
+			_, remove := apply(p.arbiter, p.hook, arbiter.Change{Change: owned.Change{Op: owned.Remove, Name: "filter"}})
+			for _, err := range []error{attach, shared, replace, detach, remove} {
 				if err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), p.entry()) {
 					t.Errorf("got %v, want an error that says %q and where", err, c.says)
 				}
@@ -509,7 +602,7 @@ func TestWhatHoldfastDidNotMakeIsLeftAloneInItsState(t *testing.T) {
 			if stale := p.gc(false); len(stale) > 0 {
 				t.Errorf("gc removed %+v", stale)
 			}
-			if st := p.status(p.veth.Near); st.Program.ID != id(t, there) || st.Entry != "" {
+			if st := p.status(p.veth.Near); st.Program.ID != there || st.Entry != "" {
 				t.Errorf("status shows %+v", st)
 			}
 			p.wantAttached(p.hook, there)
@@ -543,18 +636,28 @@ func TestDirectoriesOfOthersAreNoEntries(t *testing.T) {
 }
 
 func TestAnEntryWithoutRecordIsStillDetached(t *testing.T) {
-	p := newPlace(t)
-	p.attach(p.hook, "filter", false)
-	if err := os.Remove(filepath.Join(p.entry(), "record")); err != nil {
-		t.Fatal(err)
+	for _, held := range []string{"owned", "shared"} {
+		t.Run(held, func(t *testing.T) {
+			p := newPlace(t)
+			p.attach(p.hook, "filter", held == "shared")
+			if err := os.Remove(filepath.Join(p.entry(), recordPins[held])); err != nil {
+				t.Fatal(err)
+			}
+			_, err := p.replaces(p.hook, "drop")
+			if err == nil || held == "owned" && !strings.Contains(err.Error(), "record of the attachment is missing") {
+				t.Errorf("got %v", err)
+			}
+			if held == "shared" {
+				// Nothing else says whose a program is that netlink attached.
+				p.must(p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: p.hook, Foreign: true, Expect: xdp.Any}))
+				p.gc(false)
+			} else {
+				p.detach(p.hook)
+			}
+			p.wantAttached(p.hook, 0)
+			p.wantEntries(0)
+		})
 	}
-	_, err := p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: p.hook, Program: load(t, "drop"), Expect: xdp.Any})
-	if err == nil || !strings.Contains(err.Error(), "record of the attachment is missing") {
-		t.Errorf("got %v", err)
-	}
-	p.detach(p.hook)
-	p.wantAttached(p.hook, nil)
-	p.wantEntries(0)
 }
 
 const (
@@ -577,7 +680,7 @@ func contend(args []string) int {
 	if err != nil {
 		return fail(err)
 	}
-	l, err := loadObject("pass")
+	o, err := open("pass")
 	if err != nil {
 		return fail(err)
 	}
@@ -589,8 +692,9 @@ func contend(args []string) int {
 		if _, err := os.Stdin.Read(gate); err != nil {
 			return 0
 		}
-		ack, err := a.Attach(context.Background(), arbiter.AttachRequest{Hook: h, Program: l, Name: own})
-		var known *arbiter.HeldError
+		exclusive := true
+		ack, err := apply(a, h, arbiter.Change{Change: owned.Change{Op: owned.Add, Name: own, Exclusive: &exclusive}, Object: o})
+		var known *arbiter.MemberError
 		switch {
 		case err == nil:
 			if err := ack(); err != nil {
@@ -598,7 +702,7 @@ func contend(args []string) int {
 			}
 			fmt.Println("won")
 		case errors.As(err, &known):
-			fmt.Println(known.Record.Name)
+			fmt.Println(known.Err.Rival.Name)
 		default:
 			return fail(err)
 		}
@@ -662,14 +766,19 @@ func TestTheTwinOfAnAttachmentInAnotherNamespaceIsSomebodyElses(t *testing.T) {
 			p := newPlace(t)
 			p.veth.Near.Name(t, "twin"+held)
 			other, twin := p.twin()
-			same := load(t, "pass")
-			p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: same, Name: "ours", Shared: held == "shared"}))
+			ours := p.attach(p.hook, "ours", held == "shared")
+			// The very same program: then the kernel's links can't be told apart.
+			same, err := ebpf.NewProgramFromID(ebpf.ProgramID(ours))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer same.Close()
 			if held == "shared" {
-				if err := twin.Attach(same.Program, xdp.Empty); err != nil {
+				if err := twin.Attach(same, xdp.Empty); err != nil {
 					t.Fatal(err)
 				}
 			} else {
-				link, err := twin.AttachLink(same.Program)
+				link, err := twin.AttachLink(same)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -678,15 +787,17 @@ func TestTheTwinOfAnAttachmentInAnotherNamespaceIsSomebodyElses(t *testing.T) {
 			if st := p.status(other); st.Name != "" || st.Entry != "" {
 				t.Errorf("status takes the twin for Holdfast's: %+v", st)
 			}
-			_, err := p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: twin})
+			_, err = p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: twin})
+			refused(t, err, xdp.ErrConflict)
+			_, err = apply(p.arbiter, twin, arbiter.Change{Change: owned.Change{Op: owned.Remove, Name: "ours"}})
 			refused(t, err, xdp.ErrConflict)
 			_, err = p.arbiter.Replace(context.Background(), arbiter.ReplaceRequest{Hook: twin, Program: load(t, "drop"), Expect: xdp.Any})
 			refused(t, err, xdp.ErrConflict)
-			p.wantAttached(twin, same)
-			p.wantAttached(p.hook, same)
+			p.wantAttached(twin, ours)
+			p.wantAttached(p.hook, ours)
 			p.wantEntries(1)
 			p.detach(p.hook)
-			p.wantAttached(twin, same)
+			p.wantAttached(twin, ours)
 		})
 	}
 }
@@ -696,7 +807,7 @@ func TestADetachThatIsAcknowledgedLateLeavesWhatWasAttachedMeanwhile(t *testing.
 		t.Run(held, func(t *testing.T) {
 			p := newPlace(t)
 			p.attach(p.hook, "old", held == "shared")
-			late, err := p.arbiter.Detach(context.Background(), arbiter.DetachRequest{Hook: p.hook})
+			late, err := p.detaches(p.hook)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -770,13 +881,17 @@ func TestAnArbiterForLookingChangesNothing(t *testing.T) {
 	p := newPlace(t)
 	_, err := arbiter.Stateless(arbiter.Options{}).Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: load(t, "pass")})
 	refused(t, err, xdp.ErrInvalid)
-	p.wantAttached(p.hook, nil)
+	_, err = apply(arbiter.Stateless(arbiter.Options{}), p.hook, add(t, "x", "pass"))
+	refused(t, err, xdp.ErrInvalid)
+	p.wantAttached(p.hook, 0)
 }
 
 func TestASecondPinIsRemovedFromWhereverTheDetachIsAsked(t *testing.T) {
 	p := newPlace(t)
 	t.Chdir(p.dir)
-	p.must(p.arbiter.Attach(context.Background(), arbiter.AttachRequest{Hook: p.hook, Program: load(t, "pass"), Name: "two pins", PersistAs: "second"}))
+	c := add(t, "two pins", "pass")
+	c.PersistAs = "second"
+	p.must(apply(p.arbiter, p.hook, c))
 	if _, err := os.Stat(filepath.Join(p.dir, "second")); err != nil {
 		t.Fatal(err)
 	}
