@@ -396,7 +396,7 @@ func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error
 
 // keepSettled pins the link of a hook that its second pin alone has kept so far.
 func (a *Arbiter) keepSettled(key string, r *chainRecord) error {
-	if r.header.PersistAs == "" || !r.permanent(r.next) || r.next.ProgramID == 0 {
+	if r.header.PersistAs == "" || !r.next.permanent() || r.next.ProgramID == 0 {
 		return nil
 	}
 	root, err := xdp.OpenID(r.header.LinkID)
