@@ -41,6 +41,7 @@ import (
 //go:generate bpf2go Serial ../../bpf/serial.c
 //go:generate bpf2go Socket ../../bpf/socket.c
 //go:generate bpf2go Tailcall ../../bpf/tailcall.c
+//go:generate bpf2go Trail ../../bpf/trail.c
 //go:generate bpf2go Two ../../bpf/two.c
 //go:generate bpf2go Variables ../../bpf/variables.c
 

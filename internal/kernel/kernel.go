@@ -191,8 +191,13 @@ func ReadExtensionLink(link FD) (ExtensionLink, error) {
 	if !IsLink(link) {
 		return ExtensionLink{}, ErrNotExtension
 	}
+	return extensionLink(link)
+}
+
+// extensionLink reads what is known to be a link of some kind.
+func extensionLink(link FD) (ExtensionLink, error) {
 	// struct bpf_link_info; the part for tracing, which extensions are a kind
-	// of, starts with the attach type.
+	// of, starts with the attach type, which an extension has none of.
 	var raw struct {
 		typ, id, progID uint32
 		_               uint32
@@ -204,7 +209,7 @@ func ReadExtensionLink(link FD) (ExtensionLink, error) {
 	if err := objInfo(int(link), unsafe.Pointer(&raw), unsafe.Sizeof(raw)); err != nil {
 		return ExtensionLink{}, err
 	}
-	if raw.typ != unix.BPF_LINK_TYPE_TRACING {
+	if raw.typ != unix.BPF_LINK_TYPE_TRACING || raw.attachType != 0 {
 		return ExtensionLink{}, ErrNotExtension
 	}
 	return ExtensionLink{ID: raw.id, ProgID: raw.progID, TargetID: raw.targetObjID, Function: raw.targetBTFID}, nil
@@ -240,12 +245,19 @@ func NextLinkID(id uint32) (uint32, error) {
 
 // XDPLinks reads every XDP link of the machine, in all network namespaces, in
 // the order of their ids. Links that go away meanwhile are left out.
-func XDPLinks() ([]LinkInfo, error) {
-	var links []LinkInfo
+func XDPLinks() ([]LinkInfo, error) { return links(XDPLinkInfo, ErrNotXDP) }
+
+// ExtensionLinks reads the link of every extension on the machine, in the order
+// of their ids. Links that go away meanwhile are left out.
+func ExtensionLinks() ([]ExtensionLink, error) { return links(extensionLink, ErrNotExtension) }
+
+// links reads the links that read does not say other is the matter with.
+func links[T any](read func(FD) (T, error), other error) ([]T, error) {
+	var found []T
 	for id := uint32(0); ; {
 		next, err := NextLinkID(id)
 		if errors.Is(err, unix.ENOENT) {
-			return links, nil
+			return found, nil
 		}
 		if err != nil {
 			return nil, err
@@ -260,17 +272,28 @@ func XDPLinks() ([]LinkInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		info, err := XDPLinkInfo(fd)
+		info, err := read(fd)
 		fd.Close()
-		if errors.Is(err, ErrNotXDP) {
+		if errors.Is(err, other) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		links = append(links, info)
+		found = append(found, info)
 	}
 }
+
+// MapMemory maps the value of an array of one element, made with
+// BPF_F_MMAPABLE, into memory, for reading and writing. What is stored there is
+// what programs read. It stays mapped, and the map alive, until UnmapMemory.
+// Since Linux 5.5.
+func MapMemory(fd FD, size int) ([]byte, error) {
+	return unix.Mmap(int(fd), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+}
+
+// UnmapMemory ends what MapMemory began.
+func UnmapMemory(memory []byte) error { return unix.Munmap(memory) }
 
 // ProgramByID opens a program; the descriptor also serves as an expectation.
 // It needs CAP_SYS_ADMIN.

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/* The dispatcher of an owned chain: calls the members one after the other, and
+ * lets them be exchanged while it runs. A member takes the place of one of the
+ * functions slot0 to slot63 (freplace); which of these are called is in one
+ * word, which is loaded once for each packet: one store of it changes the chain
+ * as a whole.
+ *
+ * Every two slots, 2 p and 2 p + 1, are a place, of which at most one is
+ * enabled. Package chain/live loads this, and says what may be written when. */
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
+
+#define SLOTS 64
+/* What the function of a slot without a member returns. It is no action, so
+ * that to look for it costs a packet nothing that all members pass. */
+#define EMPTY 0x48464c56
+
+/* The layout, with that of the functions, has the number in the name of the
+ * program's parameter. */
+struct {
+	/* The slots that are called: from the highest bit down those of the first
+	 * half in the lower 32 bits, and those of the second in the upper. */
+	__u64 enabled;
+	/* Those of the slots, enabled or not, whose proceed_on is another than
+	 * XDP_PASS alone. */
+	__u64 masked;
+	/* Bit n: go on after action n. It stays as it is while the slot is enabled,
+	 * and for as long afterwards as a packet may be in it. */
+	__u8 proceed_on[SLOTS];
+	/* What the program was loaded with, which the kernel does not tell. */
+	__u8 frags;
+	__u8 device_bound;
+} live;
+
+/* The verifier allows a member only what it has seen of the function that the
+ * member replaces: it takes ctx, which may be null here, returns any number,
+ * and, by its harmless call, may change the packet. */
+#define SLOT(n)					\
+	__attribute__((noinline))		\
+	int slot##n(struct xdp_md *ctx)		\
+	{					\
+		volatile int ret = EMPTY;	\
+						\
+		if (!ctx)			\
+			return XDP_ABORTED;	\
+		bpf_xdp_adjust_tail(ctx, 0);	\
+		return ret;			\
+	}
+
+SLOT(0)
+SLOT(1)
+SLOT(2)
+SLOT(3)
+SLOT(4)
+SLOT(5)
+SLOT(6)
+SLOT(7)
+SLOT(8)
+SLOT(9)
+SLOT(10)
+SLOT(11)
+SLOT(12)
+SLOT(13)
+SLOT(14)
+SLOT(15)
+SLOT(16)
+SLOT(17)
+SLOT(18)
+SLOT(19)
+SLOT(20)
+SLOT(21)
+SLOT(22)
+SLOT(23)
+SLOT(24)
+SLOT(25)
+SLOT(26)
+SLOT(27)
+SLOT(28)
+SLOT(29)
+SLOT(30)
+SLOT(31)
+SLOT(32)
+SLOT(33)
+SLOT(34)
+SLOT(35)
+SLOT(36)
+SLOT(37)
+SLOT(38)
+SLOT(39)
+SLOT(40)
+SLOT(41)
+SLOT(42)
+SLOT(43)
+SLOT(44)
+SLOT(45)
+SLOT(46)
+SLOT(47)
+SLOT(48)
+SLOT(49)
+SLOT(50)
+SLOT(51)
+SLOT(52)
+SLOT(53)
+SLOT(54)
+SLOT(55)
+SLOT(56)
+SLOT(57)
+SLOT(58)
+SLOT(59)
+SLOT(60)
+SLOT(61)
+SLOT(62)
+SLOT(63)
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+/* Keeps the compiler from making more of the comparisons than they are. */
+#define OPAQUE(x) asm volatile("" : "+r"(x))
+
+/* A slot's bit in its half of the word. */
+#define BIT(n) (1U << (31 - (n) % 32))
+
+/* CALL calls the slot's member and returns where the chain ends with it. MASKED
+ * is 0 where all members go on after XDP_PASS alone. */
+#define CALL(MASKED, n)								\
+	do {									\
+		word -= BIT(n);							\
+		ret = slot##n(ctx);						\
+		if (MASKED && (__u32)masked >= BIT(n)) {			\
+			masked -= BIT(n);					\
+			if (ret != EMPTY && ((__u32)ret > XDP_REDIRECT ||	\
+					     !(live.proceed_on[n] >> ret & 1)))	\
+				return ret;					\
+		} else if (unlikely(ret != XDP_PASS) && ret != EMPTY) {		\
+			return ret;						\
+		}								\
+	} while (0)
+
+/* PLACE calls one of the place's two slots, or does something else where neither
+ * is enabled. The bits of all slots before have been taken off the word, so what
+ * is left of its lower half is below the bit of the last of them, and one
+ * comparison, without a mask, tells whether a slot is enabled. */
+#define PLACE(MASKED, a, b, otherwise)			\
+	do {						\
+		OPAQUE(word);				\
+		if (likely((__u32)word >= BIT(a)))	\
+			CALL(MASKED, a);		\
+		else if ((__u32)word >= BIT(b))		\
+			CALL(MASKED, b);		\
+		else					\
+			otherwise;			\
+	} while (0)
+
+/* What else there is to do at a free place: to look for the end, to leave out all
+ * places up to a slot if they are free, or nothing. */
+#define END				\
+	do {				\
+		if (unlikely(!word))	\
+			goto end;	\
+	} while (0)
+#define SKIP(last, label)			\
+	do {					\
+		if ((__u32)word < BIT(last))	\
+			goto label;		\
+	} while (0)
+#define GO_ON do { } while (0)
+
+/* Members are met in the order of their places. Looking for the end at every
+ * second place makes a single free place between members cheap. */
+#define CHAIN(MASKED)						\
+	do {							\
+		PLACE(MASKED, 0, 1, SKIP(15, place8));		\
+		PLACE(MASKED, 2, 3, END);			\
+		PLACE(MASKED, 4, 5, GO_ON);			\
+		PLACE(MASKED, 6, 7, END);			\
+		PLACE(MASKED, 8, 9, GO_ON);			\
+		PLACE(MASKED, 10, 11, END);			\
+		PLACE(MASKED, 12, 13, GO_ON);			\
+		PLACE(MASKED, 14, 15, END);			\
+	place8:							\
+		PLACE(MASKED, 16, 17, SKIP(31, half));		\
+		PLACE(MASKED, 18, 19, END);			\
+		PLACE(MASKED, 20, 21, GO_ON);			\
+		PLACE(MASKED, 22, 23, END);			\
+		PLACE(MASKED, 24, 25, GO_ON);			\
+		PLACE(MASKED, 26, 27, END);			\
+		PLACE(MASKED, 28, 29, GO_ON);			\
+		PLACE(MASKED, 30, 31, END);			\
+	half:							\
+		if (!word)					\
+			goto end;				\
+		word >>= 32;					\
+		if (MASKED)					\
+			masked >>= 32;				\
+		PLACE(MASKED, 32, 33, SKIP(47, place24));	\
+		PLACE(MASKED, 34, 35, END);			\
+		PLACE(MASKED, 36, 37, GO_ON);			\
+		PLACE(MASKED, 38, 39, END);			\
+		PLACE(MASKED, 40, 41, GO_ON);			\
+		PLACE(MASKED, 42, 43, END);			\
+		PLACE(MASKED, 44, 45, GO_ON);			\
+		PLACE(MASKED, 46, 47, END);			\
+	place24:						\
+		PLACE(MASKED, 48, 49, GO_ON);			\
+		PLACE(MASKED, 50, 51, END);			\
+		PLACE(MASKED, 52, 53, GO_ON);			\
+		PLACE(MASKED, 54, 55, END);			\
+		PLACE(MASKED, 56, 57, GO_ON);			\
+		PLACE(MASKED, 58, 59, END);			\
+		PLACE(MASKED, 60, 61, GO_ON);			\
+		PLACE(MASKED, 62, 63, GO_ON);			\
+	end:							\
+		return XDP_PASS;				\
+	} while (0)
+
+/* The same chain where a member has a mask of its own. It is a function, so that
+ * the other need not save what only this one uses. */
+static __attribute__((noinline))
+int with_masks(struct xdp_md *ctx, __u64 word, __u64 masked)
+{
+	int ret;
+
+	CHAIN(1);
+}
+
+/* The name of the program, and that of its parameter, which the kernel keeps in
+ * BTF, are what Holdfast knows its own dispatchers by. */
+SEC("xdp")
+int holdfast_live(struct xdp_md *layout1)
+{
+	struct xdp_md *ctx = layout1;
+	__u64 word = *(volatile __u64 *)&live.enabled;
+	__u64 masked = word & *(volatile __u64 *)&live.masked;
+	int ret;
+
+	if (unlikely(masked))
+		return with_masks(ctx, word, masked);
+	CHAIN(0);
+}
+
+char _license[] SEC("license") = "GPL";
