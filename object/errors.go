@@ -3,7 +3,6 @@ package object
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/internal/verifierlog"
 )
 
 // What can be wrong with an object, for errors.Is.
@@ -72,12 +72,12 @@ func (e *Error) Unwrap() []error {
 }
 
 // errorf completes an error with what was being done to which object.
-func (o *Object) errorf(op, program string, err error) error {
+func errorf(op, object, program string, err error) error {
 	var e *Error
 	if !errors.As(err, &e) {
 		e = &Error{Err: err}
 	}
-	e.Op, e.Object = op, o.name
+	e.Op, e.Object = op, object
 	if e.Program == "" {
 		e.Program = program
 	}
@@ -87,16 +87,16 @@ func (o *Object) errorf(op, program string, err error) error {
 // explain says in words why the kernel did not load a program or its maps. It
 // asks the kernel only after the failure, and only to tell a kernel that lacks
 // something from a mistake in the object.
-func explain(err error, p ProgramInfo, opts LoadOptions) *Error {
-	e := &Error{Program: p.Name, cause: err}
-	extension := opts.Extend != nil
-	deviceBound := opts.Ifindex != 0 && !opts.Offload && !extension
+func (p *Prepared) explain(err error) *Error {
+	e := &Error{Program: p.Info.Name, cause: err}
+	extension := p.opts.Extend != nil
+	deviceBound := p.opts.Ifindex != 0 && !p.opts.Offload && !extension
 
 	var ve *ebpf.VerifierError
 	var telling string
 	if errors.As(err, &ve) {
 		e.VerifierLog = strings.Join(ve.Log, "\n")
-		telling = tellingLine(ve.Log)
+		telling = verifierlog.Telling(ve.Log)
 	}
 	text := err.Error()
 
@@ -135,12 +135,13 @@ func explain(err error, p ProgramInfo, opts LoadOptions) *Error {
 		}
 		e.Hint = "attach the program alone, or use a kernel that takes programs of type BPF_PROG_TYPE_EXT"
 
-	case extension && strings.Contains(text, "populating map") && errors.Is(err, unix.EINVAL):
+	case extension && telling == "" && errors.Is(err, unix.EINVAL) && p.tailCalls():
+		// The array belongs to programs of type XDP, as what it holds is.
 		e.Err = fmt.Errorf("%w as an extension: it makes tail calls, which this kernel does not let extensions do", ErrNotSupported)
 		e.Hint = "attach the program alone, or use a newer kernel (6.1 does)"
 
-	case p.Frags && !extension && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_HAS_FRAGS):
-		e.Err = fmt.Errorf("%w: the program is for packets of several buffers (section %s), which needs Linux 5.18", ErrNotSupported, p.Section)
+	case p.Info.Frags && !extension && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_HAS_FRAGS):
+		e.Err = fmt.Errorf("%w: the program is for packets of several buffers (section %s), which needs Linux 5.18", ErrNotSupported, p.Info.Section)
 		e.Hint = `put it into SEC("xdp"), or use a newer kernel`
 
 	case deviceBound && errors.Is(err, unix.EINVAL) && telling == "" && !haveFlag(unix.BPF_F_XDP_DEV_BOUND_ONLY):
@@ -149,7 +150,7 @@ func explain(err error, p ProgramInfo, opts LoadOptions) *Error {
 
 	case telling != "":
 		e.Err = fmt.Errorf("%w: %s", ErrVerifier, telling)
-		if source := sourceLine(ve.Log); source != "" {
+		if source := verifierlog.Source(ve.Log); source != "" {
 			e.Err = fmt.Errorf("%w, at `%s`", e.Err, source)
 		}
 		e.Hint = "correct the program; the verifier's log shows the way to that line"
@@ -176,59 +177,6 @@ func orCause(telling string, err error) string {
 		return telling
 	}
 	return err.Error()
-}
-
-// tellingLine picks from the verifier's log the line that says what is wrong:
-// the last one that is neither a count nor the dump of a register.
-func tellingLine(log []string) string {
-	noise := []string{
-		"processed ", "verification time ", "stack depth ", "max_states_per_insn ",
-		"mark_precise: ", "insns processed ",
-	}
-	isNoise := func(line string) bool {
-		return line == "" || slices.ContainsFunc(noise, func(p string) bool { return strings.HasPrefix(line, p) })
-	}
-	// Newer kernels (7.3) explain on many lines what they have said above.
-	if i := slices.IndexFunc(log, func(line string) bool { return strings.HasPrefix(line, "Verification failed:") }); i > 0 {
-		log = log[:i]
-	}
-	for i := len(log) - 1; i >= 0; i-- {
-		line := strings.TrimSpace(log[i])
-		if isNoise(line) {
-			continue
-		}
-		// "R1 offset is outside of the packet" is only half the sentence; the
-		// line before has the other half, unless it shows an instruction
-		// ("3: (95) exit") or the source of one ("; return x;").
-		if i > 0 && isRegister(line) {
-			before := strings.TrimSpace(log[i-1])
-			if !isNoise(before) && !isInstruction(before) && !strings.HasPrefix(before, ";") {
-				return before + ": " + line
-			}
-		}
-		return line
-	}
-	return ""
-}
-
-// sourceLine is the line of C, if the object has them, that the verifier came
-// to last: "return data[13]; @ filter.c:12", before Linux 6.9 without the place.
-func sourceLine(log []string) string {
-	for i := len(log) - 1; i >= 0; i-- {
-		if source, ok := strings.CutPrefix(log[i], "; "); ok {
-			return strings.TrimSpace(source)
-		}
-	}
-	return ""
-}
-
-func isRegister(line string) bool {
-	return len(line) > 2 && line[0] == 'R' && line[1] >= '0' && line[1] <= '9'
-}
-
-func isInstruction(line string) bool {
-	digits := strings.IndexFunc(line, func(r rune) bool { return r < '0' || r > '9' })
-	return digits > 0 && line[digits] == ':'
 }
 
 func isLicense(telling string) bool {

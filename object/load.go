@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"path/filepath"
 	"slices"
 
@@ -130,75 +129,61 @@ func (o *Object) Load(opts LoadOptions) (*Loaded, error) {
 		l, err = o.load(opts)
 	}
 	if err != nil {
-		return nil, o.errorf("load", "", err)
+		return nil, errorf("load", o.name, "", err)
 	}
 	return l, nil
 }
 
 func (o *Object) load(opts LoadOptions) (*Loaded, error) {
-	chosen, err := o.choose(opts.Program)
+	p, err := o.prepare(opts)
 	if err != nil {
 		return nil, err
 	}
-	info := programInfo(chosen)
-	rc, err := o.runConfig(info.Name)
+	program, err := p.load()
 	if err != nil {
+		p.Close()
 		return nil, err
 	}
-	spec, err := o.extract(chosen, opts)
-	if err != nil {
+	if err := p.pins.create(p.Maps); err != nil {
+		program.Close()
+		p.Close()
 		return nil, err
 	}
-	pins, err := openPins(spec, opts.PinMaps)
-	if err != nil {
-		return nil, err
-	}
-	defer pins.close()
-
-	replacements := maps.Clone(pins.found)
-	for name, m := range opts.MapReplacements {
-		if _, ok := o.spec.Maps[name]; !ok {
-			return nil, &Error{Err: fmt.Errorf("%w: there is no map %q to replace, there are %v", ErrMap, name, slices.Sorted(maps.Keys(spec.Maps)))}
-		}
-		if _, used := spec.Maps[name]; used {
-			replacements[name] = m
-			delete(pins.missing, name)
-		}
-	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		MapReplacements: replacements,
-		Programs:        ebpf.ProgramOptions{LogLevel: opts.LogLevel},
-	})
-	if err != nil {
-		return nil, explain(err, info, opts)
-	}
-
-	l := &Loaded{
-		Object:    o.name,
-		Info:      info,
-		Program:   coll.Programs[info.Name],
-		Maps:      coll.Maps,
-		RunConfig: rc,
-		Digest:    o.digest(spec.Programs[info.Name]),
-	}
-	l.VerifierLog = l.Program.VerifierLog
-	// The programs in a program array are held by the array.
-	for name, p := range coll.Programs {
-		if name != info.Name {
-			p.Close()
-		}
-	}
-	if err := pins.create(l.Maps); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
+	return &Loaded{
+		Object: p.Object, Info: p.Info, Program: program, Maps: p.Maps,
+		RunConfig: p.RunConfig, Digest: p.Digest, VerifierLog: program.VerifierLog,
+	}, nil
 }
 
-// extract makes a collection of the chosen program and what it needs, as the
-// options want it. The object's own is left as it is.
-func (o *Object) extract(chosen *ebpf.ProgramSpec, opts LoadOptions) (*ebpf.CollectionSpec, error) {
-	spec := &ebpf.CollectionSpec{
+// programSpec is a copy of one of the object's programs as the options want it.
+func (o LoadOptions) programSpec(p *ebpf.ProgramSpec) *ebpf.ProgramSpec {
+	p = p.Copy()
+	if p.Type == ebpf.UnspecifiedProgram {
+		p.Type, p.AttachType = ebpf.XDP, ebpf.AttachXDP
+	}
+	if o.Extend != nil {
+		// What an extension tail-calls extends nothing, but has to be the same
+		// in these two respects.
+		p.AttachType, p.Flags = ebpf.AttachNone, p.Flags&^unix.BPF_F_XDP_HAS_FRAGS
+		return p
+	}
+	if o.NoAttachType {
+		p.AttachType = ebpf.AttachNone
+	}
+	if o.Ifindex != 0 {
+		p.Ifindex = uint32(o.Ifindex)
+		if !o.Offload {
+			p.Flags |= unix.BPF_F_XDP_DEV_BOUND_ONLY
+		}
+	}
+	return p
+}
+
+// extract copies the chosen program, and makes a collection of what it needs:
+// its maps, and the programs that these hold from the start. Both are as the
+// options want them, the object's own are left as they are.
+func (o *Object) extract(chosen *ebpf.ProgramSpec, opts LoadOptions) (*ebpf.ProgramSpec, *ebpf.CollectionSpec, error) {
+	needs := &ebpf.CollectionSpec{
 		Maps:      make(map[string]*ebpf.MapSpec),
 		Programs:  make(map[string]*ebpf.ProgramSpec),
 		Types:     o.spec.Types,
@@ -207,43 +192,16 @@ func (o *Object) extract(chosen *ebpf.ProgramSpec, opts LoadOptions) (*ebpf.Coll
 		// and the loader would map each into memory for as long as it pleases
 		// the garbage collector.
 	}
+	todo := []*ebpf.ProgramSpec{chosen}
 
-	var addProgram func(*ebpf.ProgramSpec)
 	var addMap func(string) error
-	addProgram = func(p *ebpf.ProgramSpec) {
-		p = p.Copy()
-		if p.Type == ebpf.UnspecifiedProgram {
-			p.Type, p.AttachType = ebpf.XDP, ebpf.AttachXDP
-		}
-		if opts.Extend != nil {
-			// What it tail-calls extends nothing, but has to be the same in
-			// these two respects.
-			p.AttachType, p.Flags = ebpf.AttachNone, p.Flags&^unix.BPF_F_XDP_HAS_FRAGS
-			if p.Name == chosen.Name {
-				p.Type = ebpf.Extension
-				p.AttachTarget, p.AttachTo = opts.Extend.Target, opts.Extend.Function
-			}
-			spec.Programs[p.Name] = p
-			return
-		}
-		if opts.NoAttachType {
-			p.AttachType = ebpf.AttachNone
-		}
-		if opts.Ifindex != 0 {
-			p.Ifindex = uint32(opts.Ifindex)
-			if !opts.Offload {
-				p.Flags |= unix.BPF_F_XDP_DEV_BOUND_ONLY
-			}
-		}
-		spec.Programs[p.Name] = p
-	}
 	addMap = func(name string) error {
 		m := o.spec.Maps[name]
-		if m == nil || spec.Maps[name] != nil {
+		if m == nil || needs.Maps[name] != nil {
 			return nil
 		}
 		m = m.Copy()
-		spec.Maps[name] = m
+		needs.Maps[name] = m
 		for _, kv := range m.Contents {
 			inner, ok := kv.Value.(string)
 			if !ok {
@@ -253,30 +211,29 @@ func (o *Object) extract(chosen *ebpf.ProgramSpec, opts LoadOptions) (*ebpf.Coll
 				if err := addMap(inner); err != nil {
 					return err
 				}
-			} else if p := o.spec.Programs[inner]; p != nil && spec.Programs[inner] == nil {
-				addProgram(p)
+			} else if p := o.spec.Programs[inner]; p != nil && needs.Programs[inner] == nil {
+				needs.Programs[inner] = opts.programSpec(p)
+				todo = append(todo, p)
 			}
 		}
 		return o.fillVariables(name, m)
 	}
-
-	addProgram(chosen)
-	for done := map[string]bool{}; len(done) < len(spec.Programs); {
-		for name, p := range maps.Clone(spec.Programs) {
-			if done[name] {
-				continue
-			}
-			done[name] = true
-			for _, ins := range p.Instructions {
-				if ins.IsLoadFromMap() && ins.Reference() != "" {
-					if err := addMap(ins.Reference()); err != nil {
-						return nil, err
-					}
+	for ; len(todo) > 0; todo = todo[1:] {
+		for _, ins := range todo[0].Instructions {
+			if ins.IsLoadFromMap() && ins.Reference() != "" {
+				if err := addMap(ins.Reference()); err != nil {
+					return nil, nil, err
 				}
 			}
 		}
 	}
-	return spec, nil
+
+	program := opts.programSpec(chosen)
+	if opts.Extend != nil {
+		program.Type = ebpf.Extension
+		program.AttachTarget, program.AttachTo = opts.Extend.Target, opts.Extend.Function
+	}
+	return program, needs, nil
 }
 
 // fillVariables writes the values of the variables into the map that holds

@@ -49,7 +49,7 @@ const MaxSize = 64 << 20
 // called from several goroutines at once.
 type Object struct {
 	name string
-	elf  [sha256.Size]byte
+	elf  []byte
 	spec *ebpf.CollectionSpec
 	// order has the functions' names as they stand in the file.
 	order []string
@@ -103,7 +103,7 @@ func Read(name string, r io.ReaderAt) (*Object, error) {
 	default:
 		return nil, formatError(name, "it is damaged, truncated or made in a way that is not understood: "+err.Error(), "compile it anew", err)
 	}
-	return &Object{name: name, elf: sha256.Sum256(b), spec: spec, order: order}, nil
+	return &Object{name: name, elf: b, spec: spec, order: order}, nil
 }
 
 // parse guards against panics in the ELF and BTF readers: what a client sends
@@ -198,6 +198,10 @@ func checkHeader(b []byte) (what, hint string) {
 // Name returns the name that the object was opened or read by.
 func (o *Object) Name() string { return o.name }
 
+// ELF returns the object's file, as it was read. Values that were set are not in
+// it. It must not be changed.
+func (o *Object) ELF() []byte { return o.elf }
+
 // ProgramInfo describes one program of an object.
 type ProgramInfo struct {
 	Name    string // the function's name
@@ -274,7 +278,7 @@ func (c Choice) fits(p *ebpf.ProgramSpec) bool {
 func (o *Object) Program(c Choice) (ProgramInfo, error) {
 	p, err := o.choose(c)
 	if err != nil {
-		return ProgramInfo{}, o.errorf("choose a program of", "", err)
+		return ProgramInfo{}, errorf("choose a program of", o.name, "", err)
 	}
 	return programInfo(p), nil
 }
@@ -341,7 +345,8 @@ func (o *Object) listTypes() string {
 // variables.
 func (o *Object) digest(p *ebpf.ProgramSpec) string {
 	h := sha256.New()
-	h.Write(o.elf[:])
+	file := sha256.Sum256(o.elf)
+	h.Write(file[:])
 	field := func(b []byte) {
 		// The length keeps neighbouring fields apart.
 		_ = binary.Write(h, binary.LittleEndian, uint64(len(b)))

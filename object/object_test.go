@@ -192,19 +192,15 @@ func TestTheDigestTellsWhatIsLoaded(t *testing.T) {
 		return o
 	}
 	load := func(o *Object, change func(*ebpf.ProgramSpec), opts LoadOptions) string {
-		chosen, err := o.choose(opts.Program)
+		p, _, err := o.prepared(opts)
 		if err != nil {
 			t.Fatal(err)
 		}
-		spec, err := o.extract(chosen, opts)
-		if err != nil {
-			t.Fatal(err)
+		if change == nil {
+			return p.Digest
 		}
-		p := spec.Programs[chosen.Name]
-		if change != nil {
-			change(p)
-		}
-		return o.digest(p)
+		change(p.Spec)
+		return o.digest(p.Spec)
 	}
 	digest := func(o *Object) string { return load(o, nil, LoadOptions{}) }
 	with := func(opts LoadOptions) string { return load(read(t, "filter"), nil, opts) }
@@ -237,47 +233,11 @@ func TestTheDigestTellsWhatIsLoaded(t *testing.T) {
 	}
 }
 
-func TestTheTellingLineOfAVerifierLogIsFound(t *testing.T) {
-	for name, c := range map[string]struct {
-		log  []string
-		want string
-	}{
-		"none":        {nil, ""},
-		"only counts": {[]string{"processed 4 insns (limit 1000000)", ""}, ""},
-		"before the counts": {[]string{
-			"0: (85) call bpf_trace_printk#6",
-			"cannot call GPL-restricted function from non-GPL compatible program",
-			"processed 1 insns (limit 1000000) max_states_per_insn 0",
-			"verification time 12 usec", "stack depth 0",
-		}, "cannot call GPL-restricted function from non-GPL compatible program"},
-		"with the half before": {[]string{
-			"3: (71) r0 = *(u8 *)(r1 +13)",
-			"invalid access to packet, off=13 size=1, R1(id=0,off=13,r=0)",
-			"R1 offset is outside of the packet",
-			"processed 2 insns",
-		}, "invalid access to packet, off=13 size=1, R1(id=0,off=13,r=0): R1 offset is outside of the packet"},
-		"without the instruction before": {[]string{"0: (95) exit", "R0 !read_ok"}, "R0 !read_ok"},
-		"before the explanation of newer kernels": {[]string{
-			"3: (85) call bpf_trace_printk#6",
-			"cannot call GPL-restricted function from non-GPL compatible program", "",
-			"Verification failed: Policy: Operation is not allowed", "",
-			"Suggestion:", "  Use a GPL-compatible license, or another one for non-GPL", "  programs.", "",
-			"processed 3 insns (limit 1000000)",
-		}, "cannot call GPL-restricted function from non-GPL compatible program"},
-		"nothing before the explanation": {[]string{"Verification failed: Policy"}, "Verification failed: Policy"},
-		"without the source before":      {[]string{"; return x;", "R0 !read_ok"}, "R0 !read_ok"},
-	} {
-		if got := tellingLine(c.log); got != c.want {
-			t.Errorf("%s: %q, want %q", name, got, c.want)
-		}
-	}
-}
-
 func TestWhatTheKernelRefusesIsToldInWords(t *testing.T) {
 	verifier := func(errno error, lines ...string) error {
 		return &ebpf.VerifierError{Cause: errno, Log: lines}
 	}
-	xdp := ProgramInfo{Name: "p", Section: "xdp"}
+	p := &Prepared{Info: ProgramInfo{Name: "p", Section: "xdp"}}
 	for name, c := range map[string]struct {
 		err   error
 		kind  error
@@ -293,7 +253,7 @@ func TestWhatTheKernelRefusesIsToldInWords(t *testing.T) {
 		"anything else":      {unix.ENOMEM, unix.ENOMEM, "cannot allocate memory"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := explain(c.err, xdp, LoadOptions{})
+			e := p.explain(c.err)
 			e.Op, e.Object = "load", "x.o"
 			wantError(t, e, c.kind, "load x.o, program p: ", c.words)
 			var errno unix.Errno
@@ -321,11 +281,7 @@ func FuzzRead(f *testing.F) {
 		}
 		for _, p := range o.Programs() {
 			o.RunConfig(p.Name)
-			if chosen, err := o.choose(Choice{Name: p.Name}); err == nil {
-				if spec, err := o.extract(chosen, LoadOptions{}); err == nil {
-					o.digest(spec.Programs[p.Name])
-				}
-			}
+			o.prepared(LoadOptions{Program: Choice{Name: p.Name}})
 		}
 		for _, v := range o.Variables() {
 			for _, part := range []string{"=1", "=x", ".rate=1", ".burst.low=1", "[3]=1", "[0][0]=1"} {

@@ -27,7 +27,7 @@ func DefaultRunConfig() RunConfig {
 func (o *Object) RunConfig(program string) (RunConfig, error) {
 	rc, err := o.runConfig(program)
 	if err != nil {
-		return RunConfig{}, o.errorf("read the run configuration of", program, err)
+		return RunConfig{}, errorf("read the run configuration of", o.name, program, err)
 	}
 	return rc, nil
 }

@@ -44,6 +44,7 @@ import (
 //go:generate bpf2go Trail ../../bpf/trail.c
 //go:generate bpf2go Two ../../bpf/two.c
 //go:generate bpf2go Variables ../../bpf/variables.c
+//go:generate bpf2go Verdict ../../bpf/verdict.c
 
 //go:embed *.o
 var files embed.FS

@@ -1,0 +1,46 @@
+package fused
+
+import (
+	"errors"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/object"
+)
+
+// Member is a program of a chain. Members are given in the order that they run
+// in, whatever their priorities.
+type Member struct {
+	Name      string
+	Priority  uint32
+	ProceedOn chain.Actions
+	// Program is the member's. It is only read, and stays the caller's to
+	// close. It must be one for the XDP hook, prepared without
+	// [object.LoadOptions].Extend.
+	Program *object.Prepared
+}
+
+// Load links the members, see [Link], and loads the program. The caller closes
+// it; it holds the members' maps, but for what program arrays hold, see
+// [object.Loaded.ProgramArrays].
+//
+// What the kernel refuses is explained: the error is that of the member's own
+// Load (an [*object.Error]) where that does not load alone either, a
+// [*LimitError] where the members don't fit together, and a [*RefusedError]
+// where neither can be said.
+func Load(members []Member) (*ebpf.Program, error) {
+	spec, err := Link(members)
+	if err != nil {
+		return nil, err
+	}
+	// A log makes the verifier slow, and nobody reads that of a program which
+	// it accepts.
+	program, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogDisabled: true})
+	if err != nil {
+		return nil, explain(members, spec, err)
+	}
+	return program, nil
+}
+
+var errNoMembers = errors.New("a chain without members can't be loaded; detach the hook instead")
