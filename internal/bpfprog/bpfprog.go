@@ -34,6 +34,7 @@ import (
 //go:generate bpf2go Legacy ../../bpf/legacy.c
 //go:generate bpf2go Member ../../bpf/member.c
 //go:generate bpf2go Mixed ../../bpf/mixed.c
+//go:generate bpf2go Parts ../../bpf/parts.c
 //go:generate bpf2go Pass ../../bpf/pass.c
 //go:generate bpf2go Pinned ../../bpf/pinned.c
 //go:generate bpf2go Proprietary ../../bpf/proprietary.c
