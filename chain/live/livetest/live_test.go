@@ -199,6 +199,56 @@ func TestManyMembersChangeInOneCommit(t *testing.T) {
 	b.want(pass, 1, 3, 40)
 }
 
+func TestAPacketMeetsWhatWasEnabledWhenItCame(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needFreplace(t)
+	b := newBench(t, live.Options{})
+	// One in each half of the word, and one on either way through the dispatcher.
+	old, new := []live.Slot{0, 20, 40, 62}, []live.Slot{1, 21, 40, 63}
+	for _, s := range []live.Slot{0, 1, 20, 21, 40, 62, 63} {
+		b.member(s)
+	}
+	b.proceedOn(21, chain.Pass, chain.Tx)
+	b.commit(old...)
+	stop, done := make(chan struct{}), make(chan error)
+	go func() {
+		for enabled := [][]live.Slot{new, old}; ; slices.Reverse(enabled) {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if err := b.Commit(live.SetOf(enabled[0]...)); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	seen := map[string]int{}
+	for n := 0; n < 20000 && (n < 2000 || len(seen) < 2); n++ {
+		met, _ := b.run()
+		seen[fmt.Sprint(met)]++
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for _, slots := range [][]live.Slot{old, new} {
+		var numbers []int
+		for _, s := range slots {
+			numbers = append(numbers, int(s))
+		}
+		if seen[fmt.Sprint(numbers)] == 0 {
+			t.Errorf("no packet met %v", numbers)
+		}
+		delete(seen, fmt.Sprint(numbers))
+	}
+	if len(seen) > 0 {
+		t.Errorf("packets met %v", seen)
+	}
+}
+
 func TestATakenSlotIsGivenToNobody(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	needFreplace(t)
@@ -486,6 +536,28 @@ func TestAnotherProgramIsNoDispatcher(t *testing.T) {
 	}
 	_, err := live.Open(math.MaxInt32)
 	refused(t, err, xdp.ErrNotFound)
+}
+
+func TestADispatcherOfAnotherLayoutIsLeftAlone(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	made := func(parameter string) uint32 {
+		return kerneltest.ProgramID(t, kerneltest.Pass(t, "holdfast_live", func(p *ebpf.ProgramSpec) {
+			p.Instructions[0] = btf.WithFuncMetadata(p.Instructions[0].WithSymbol(p.Name), &btf.Func{
+				Name: p.Name, Linkage: btf.GlobalFunc,
+				Type: &btf.FuncProto{
+					Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
+					Params: []btf.FuncParam{{Name: parameter, Type: &btf.Pointer{Target: &btf.Struct{Name: "xdp_md", Size: 24}}}},
+				},
+			})
+		}))
+	}
+	_, err := live.Open(made("layout9"))
+	refused(t, err, live.ErrLayout, "layout9", "layout1")
+	refused(t, err, xdp.ErrNotSupported)
+	_, err = live.Open(made("ctx"))
+	refused(t, err, live.ErrNotDispatcher)
+	_, err = live.Open(made("layout1"))
+	refused(t, err, live.ErrNotDispatcher, "0 maps")
 }
 
 func TestASlotThatIsEnabledIsNotChanged(t *testing.T) {
