@@ -198,13 +198,14 @@ func counted(t *testing.T, m fused.Member) (sum uint64) {
 	return sum
 }
 
-// udp4 is an Ethernet frame with an empty UDP datagram over IPv4.
+// udp4 is an Ethernet frame with an empty UDP datagram over IPv4, padded.
 func udp4(port uint16) []byte {
 	b := make([]byte, 60)
 	b[12], b[13] = 0x08, 0x00
 	b[14] = 0x45
 	b[14+9] = unix.IPPROTO_UDP
 	binary.BigEndian.PutUint16(b[14+20+2:], port)
+	binary.BigEndian.PutUint16(b[14+20+4:], 8)
 	return b
 }
 
