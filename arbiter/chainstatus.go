@@ -22,7 +22,9 @@ type ChainStatus struct {
 
 // MemberStatus is a member of an owned hook's chain.
 type MemberStatus struct {
-	Name       string         `json:"name"`
+	Name string `json:"name"`
+	// ID names this version of the member, see [owned.Member].
+	ID         uint32         `json:"id"`
 	Priority   uint32         `json:"priority"`
 	ProceedOn  chain.Actions  `json:"proceed_on"`
 	Generation uint64         `json:"generation"`
@@ -49,16 +51,16 @@ type MemberStatus struct {
 
 // Model is the chain as the rules of owned chains know it, for planning.
 func (s *ChainStatus) Model() owned.Chain {
-	c := owned.Chain{Generation: s.Generation, Exclusive: s.Exclusive, Locked: s.Locked}
-	for i, m := range s.Members {
+	c := owned.Chain{Generation: s.Generation, Exclusive: s.Exclusive, Locked: s.Locked, NextID: firstID}
+	for _, m := range s.Members {
+		c.NextID = max(c.NextID, m.ID+1)
 		if m.Ended {
 			continue
 		}
 		c.Members = append(c.Members, owned.Member{
 			Name: m.Name, Priority: m.Priority, ProceedOn: m.ProceedOn, Lifetime: m.Lifetime,
-			Generation: m.Generation, ID: uint32(i) + firstID,
+			Generation: m.Generation, ID: m.ID,
 		})
-		c.NextID = uint32(i) + firstID + 1
 	}
 	return c
 }
@@ -92,7 +94,7 @@ func (a *Arbiter) chainStatus(e *entry) *ChainStatus {
 	for _, p := range runs.Members {
 		m, _ := r.member(p.ID) // what can't be read is left out
 		status := MemberStatus{
-			Name: p.Name, Priority: p.Priority, ProceedOn: chain.Actions(p.ProceedOn), Generation: p.Generation, Lifetime: p.Lifetime,
+			Name: p.Name, ID: p.ID, Priority: p.Priority, ProceedOn: chain.Actions(p.ProceedOn), Generation: p.Generation, Lifetime: p.Lifetime,
 			Ended: dead[p.ID], LinkID: p.LinkID, Object: m.Object, Function: m.Program, Variables: m.Variables, Digest: m.Digest,
 			Owner: m.Owner, Since: m.Since,
 		}

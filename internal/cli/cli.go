@@ -20,6 +20,7 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/declared"
 	"github.com/holdfast-bpf/holdfast/chain/fused"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/chain/live"
@@ -98,6 +99,7 @@ var exitCodes = []struct {
 	{chain.ErrOrder, exitUsage},
 	{chain.ErrNoRoom, exitUsage},
 	{owned.ErrInvalid, exitUsage},
+	{declared.ErrInvalid, exitUsage},
 	{xdp.ErrInvalid, exitUsage},
 	{xdp.ErrUnexpected, exitFailed},
 	{object.ErrFormat, exitFailed},
@@ -227,7 +229,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 drift, 4 conflict, 5 not permitted,
 	flags.DurationVar(&a.lockTimeout, "lock-timeout", arbiter.DefaultLockTimeout, "how long to wait for others who change something")
 	root.AddCommand(
 		a.attachCommand(), a.replaceCommand(), a.detachCommand(), a.setCommand(), a.runCommand(),
-		a.lockCommand(), a.unlockCommand(), a.adoptCommand(),
+		a.lockCommand(), a.unlockCommand(), a.adoptCommand(), a.applyCommand(), a.exportCommand(),
 		a.statusCommand(), a.featuresCommand(), a.gcCommand(), a.xdpLoaderCommand(),
 		a.versionCommand(), a.completionCommand(), a.holdCommand(),
 	)
