@@ -41,8 +41,10 @@ type Transaction struct {
 	// DryRun changes nothing.
 	DryRun bool
 
-	// edit, if there is one, is what is done instead of Changes.
-	edit func(owned.Chain) (owned.Chain, error)
+	// edit, if there is one, is what is done instead of Changes. editName tells
+	// it from others, if it may be asked for again.
+	edit     func(owned.Chain) (owned.Chain, error)
+	editName string
 	// adopt takes over the foreign program that netlink attached.
 	adopt *adoption
 }
@@ -206,7 +208,7 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 	p := &plan{key: now.key, engine: t.Engine, before: owned.Chain{NextID: firstID}}
 	attaches := t.edit != nil || slices.ContainsFunc(t.Changes, func(c Change) bool { return c.Op == owned.Add })
 	switch {
-	case t.adopt != nil:
+	case t.adopt != nil && !s.madeAt(now):
 		if err := t.adopt.check(t.Hook, now); err != nil {
 			return nil, err
 		}
@@ -221,7 +223,7 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		p.before = p.found.current.model(p.dead)
 	case now.at != nil:
 		return nil, inTheWay(t.Hook, now, attaches)
-	case !attaches && s.repeats(now.detachedBy):
+	case s.repeats(now.detachedBy):
 		p.repeated = true
 		return p, nil
 	case !attaches && now.lost != nil:

@@ -402,6 +402,9 @@ func drifted(op string, h *xdp.Hook, e *entry, hint string) *xdp.Error {
 }
 
 func conflict(op string, h *xdp.Hook, at *xdp.Attachment, hint string) *xdp.Error {
+	if at.Program.Name == "" {
+		at.Program = xdp.LookUpProgram(at.Program.ID)
+	}
 	xdp.FindHolders(at)
 	return &xdp.Error{Op: op, Hook: h.String(), Err: xdp.ErrConflict, Rival: at, Hint: hint}
 }

@@ -507,7 +507,7 @@ func (a *Arbiter) sweepMember(dir string, r *chainRecord, m *placed) error {
 // removeMembers removes the directories of all members.
 func (a *Arbiter) removeMembers(key string) error {
 	names, err := os.ReadDir(a.root.Path(key))
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	for _, n := range names {

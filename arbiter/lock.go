@@ -18,13 +18,13 @@ import (
 // it, with a program that passes every packet. The hook must be empty. The errors
 // are those of Apply.
 func (a *Arbiter) Lock(ctx context.Context, h *xdp.Hook) (Acknowledge, error) {
-	return a.edit(ctx, h, owned.Chain.Lock)
+	return a.edit(ctx, h, "lock", owned.Chain.Lock)
 }
 
 // Unlock undoes Lock. The errors are those of Apply, [owned.ErrInvalid] where the
 // hook is not locked.
 func (a *Arbiter) Unlock(ctx context.Context, h *xdp.Hook) (Acknowledge, error) {
-	return a.edit(ctx, h, func(c owned.Chain) (owned.Chain, error) {
+	return a.edit(ctx, h, "unlock", func(c owned.Chain) (owned.Chain, error) {
 		if !c.Locked {
 			return c, &owned.Error{Op: "unlock", Err: owned.ErrInvalid, Detail: "the hook is not locked", Hint: "there is nothing to do"}
 		}
@@ -32,8 +32,8 @@ func (a *Arbiter) Unlock(ctx context.Context, h *xdp.Hook) (Acknowledge, error) 
 	})
 }
 
-func (a *Arbiter) edit(ctx context.Context, h *xdp.Hook, edit func(owned.Chain) (owned.Chain, error)) (Acknowledge, error) {
-	applied, err := a.Apply(ctx, Transaction{Hook: h, edit: edit})
+func (a *Arbiter) edit(ctx context.Context, h *xdp.Hook, name string, edit func(owned.Chain) (owned.Chain, error)) (Acknowledge, error) {
+	applied, err := a.Apply(ctx, Transaction{Hook: h, edit: edit, editName: name})
 	if err != nil {
 		return nil, err
 	}

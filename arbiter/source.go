@@ -30,7 +30,9 @@ import (
 // program is loaded at most once for each way that it can run, however often the
 // transaction has to be planned anew.
 type sources struct {
-	owner     Owner
+	owner Owner
+	// digest names what is asked for, and is empty where it can't be asked for
+	// again.
 	digest    string
 	persistAs string
 	// changes are the sources of the transaction's adds and replaces, in the
@@ -70,7 +72,11 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 		owned.Change
 		Digest string
 	}
-	var all []asked
+	request := struct {
+		Edit    string
+		Changes []asked
+	}{Edit: t.editName}
+	var held bool
 	for i := range t.Changes {
 		c := &t.Changes[i]
 		var src *source
@@ -103,13 +109,17 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 				}
 				s.persistAs = path
 			}
-			all = append(all, asked{c.Change, digest})
+			request.Changes = append(request.Changes, asked{c.Change, digest})
+			held = held || c.Lifetime == owned.Held
 		} else {
-			all = append(all, asked{Change: c.Change})
+			request.Changes = append(request.Changes, asked{Change: c.Change})
 		}
 		s.changes = append(s.changes, src)
 	}
-	b, err := json.Marshal(all)
+	if held || request.Edit == "" && len(request.Changes) == 0 {
+		return s, nil // what it made has ended with it, or is nobody's wish
+	}
+	b, err := json.Marshal(request)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +163,12 @@ func (s *sources) request() request {
 // repeats tells whether the transaction is what a killed process did, under the
 // same user, and was not acknowledged.
 func (s *sources) repeats(r *request) bool {
-	return r != nil && !r.By.Alive() && r.UID == s.owner.UID && r.Digest == s.digest
+	return r != nil && s.digest != "" && !r.By.Alive() && r.UID == s.owner.UID && r.Digest == s.digest
+}
+
+// madeAt tells the same of the last change of the chain at a hook.
+func (s *sources) madeAt(now hookState) bool {
+	return now.entry != nil && now.entry.chain != nil && s.repeats(now.entry.chain.header.Done)
 }
 
 // fresh are the sources of the member versions that the plan brings in, by id.

@@ -284,7 +284,7 @@ func TestAChainAndAnOwnerAreInEachOthersWay(t *testing.T) {
 	m.holdfast("attach", m.NearName, object, "--shared").fails(4,
 		"the hook is owned", fmt.Sprintf(`program %d "filter"`, owned.Program.ID), fmt.Sprintf("link %d", owned.LinkID), `"mine"`)
 	m.holds(owned.Program.ID)
-	m.holdfast("detach", m.NearName, "filter").fails(7, "there is no chain", `"filter"`)
+	m.holdfast("detach", m.NearName, "filter").fails(7, "no such member", `"filter"`, `"mine"`)
 	m.holdfast("detach", m.NearName).succeeds()
 
 	m.holdfast("attach", m.NearName, object, "--shared").succeeds()
@@ -497,7 +497,7 @@ func TestAStrangerMayNotChangeAChain(t *testing.T) {
 	needFreplace(t)
 	m.holdfast("attach", m.NearName, kerneltest.ObjectFile(t, "pass"), "--shared").succeeds()
 	run := func(args ...string) result { return m.finish(m.Near, m.asStranger(args...)) }
-	run("detach", m.NearName, "xdp_pass").fails(5, "not permitted", "for root")
+	run("detach", m.NearName, "xdp_pass").fails(5, "not permitted", "only root")
 	run("detach", m.NearName).fails(5, "not permitted", "root")
 	run("set", m.NearName, "xdp_pass", "--priority", "1").fails(5, "not permitted")
 	run("status").succeeds()

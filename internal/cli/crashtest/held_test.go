@@ -116,7 +116,7 @@ func TestWhatIsAttachedWhileAProcessLivesIsHeldWhereverTheCommandIsKilled(t *tes
 			if acknowledged {
 				s.heldBy(t, run)
 			} else {
-				s.holderEnds(t)
+				s.holderEnds(t, run)
 			}
 			_, stderr, err := s.process(t, args)
 			switch {
@@ -126,15 +126,19 @@ func TestWhatIsAttachedWhileAProcessLivesIsHeldWhereverTheCommandIsKilled(t *tes
 				t.Errorf("again, while it is held: %v: %s", err, stderr)
 			}
 			watched.Kill()
-			s.holderEnds(t)
+			s.holderEnds(t, run)
 		},
 	}.Run(t)
 }
 
 // holderEnds waits until the holder has taken its member off, and nothing is left.
-func (s *site) holderEnds(t *testing.T) {
+func (s *site) holderEnds(t *testing.T, run crash.Run) {
 	t.Helper()
-	kerneltest.Eventually(func() bool { return len(s.entries(t)) == 0 })
+	for _, c := range run.Children {
+		if !kerneltest.Eventually(func() bool { return !c.Running() }) {
+			t.Fatalf("process %d, which the command started, goes on", c.PID)
+		}
+	}
 	s.settle(t)
 	s.empty(t)
 }
