@@ -53,7 +53,14 @@ func (a *Arbiter) build(h *xdp.Hook, p *plan, s *sources) (*build, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch engine := p.chooseEngine(); engine {
+	engine := p.chooseEngine()
+	if p.current().Engine == Live && engine != Live && engine != "" {
+		return nil, &owned.Error{
+			Op: opApply, Err: owned.ErrInvalid, Detail: fmt.Sprintf("the chain runs live, and a live one can't become %s", engine),
+			Hint: "take all members out, and attach them anew",
+		}
+	}
+	switch engine {
 	case "":
 		return &build{next: arrange(p.after)}, nil
 	case Single:
@@ -81,10 +88,12 @@ func (p *plan) chooseEngine() Engine {
 	switch {
 	case len(p.after.Members) == 0 && !p.after.Locked:
 		return ""
-	case len(p.after.Members) == 0, p.after.Exclusive:
+	case len(p.after.Members) == 0:
 		return Single
 	case p.engine != "":
 		return p.engine
+	case p.after.Exclusive && current.Engine != Live:
+		return Single
 	case current.Engine == Live, current.Engine == Fused:
 		// A chain that has come down to one member may grow again, and to
 		// change its engine would be another chance to fail.

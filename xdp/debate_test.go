@@ -72,7 +72,7 @@ func onlyTheOwnersGoes(t *testing.T) {
 	ns, hooks := three(t)
 	p := kerneltest.Pass(t, "shared", nil)
 	id := kerneltest.ProgramID(t, p)
-	var owners [3]*process
+	var owners [3]*kerneltest.Process
 	for i, h := range hooks {
 		inherited := dup(t, p.FD())
 		owners[i] = start(t, []*os.File{inherited}, "own", ns.Path(), h.Name())
@@ -85,7 +85,7 @@ func onlyTheOwnersGoes(t *testing.T) {
 			t.Fatalf("program %d is attached to %s, want %d", got, h, id)
 		}
 	}
-	owners[1].kill()
+	owners[1].Kill()
 	wantEmptied(t, hooks[1])
 	for _, i := range []int{0, 2} {
 		a := query(t, hooks[i])
@@ -93,8 +93,8 @@ func onlyTheOwnersGoes(t *testing.T) {
 			t.Errorf("hook %d has %v, want program %d held by its owner", i, a, id)
 			continue
 		}
-		if got := holders(t, hooks[i]); len(got) != 1 || got[0] != owners[i].pid() {
-			t.Errorf("hook %d is held by %v, want %d", i, got, owners[i].pid())
+		if got := holders(t, hooks[i]); len(got) != 1 || got[0] != owners[i].PID() {
+			t.Errorf("hook %d is held by %v, want %d", i, got, owners[i].PID())
 		}
 	}
 }
@@ -115,7 +115,7 @@ func permanentGoesOn(t *testing.T) {
 			t.Errorf("after %s the hook has %v, want %v", after, a, made)
 		}
 	}
-	creator.kill()
+	creator.Kill()
 	releaseAnother(t)
 	still("the death of its creator", h)
 

@@ -155,7 +155,7 @@ func linkThroughASocket(t *testing.T) {
 	sender := start(t, []*os.File{theirs}, "send", v.Near.Path(), v.NearName)
 	theirs.Close()
 	// Nobody but the socket has the link now.
-	sender.kill()
+	sender.Kill()
 	sent := query(t, h)
 	if sent == nil {
 		t.Fatal("the program went with its sender")
@@ -187,16 +187,16 @@ func linkInherited(t *testing.T) {
 	inherited := dup(t, l.FD())
 	child := start(t, []*os.File{inherited}, "hold")
 	inherited.Close()
-	if got, want := holders(t, h), []int{unix.Getpid(), child.pid()}; !slices.Equal(got, want) {
+	if got, want := holders(t, h), []int{unix.Getpid(), child.PID()}; !slices.Equal(got, want) {
 		t.Errorf("the holders are %v, want parent and child, %v", got, want)
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := holders(t, h), []int{child.pid()}; !slices.Equal(got, want) {
+	if got, want := holders(t, h), []int{child.PID()}; !slices.Equal(got, want) {
 		t.Errorf("the holders are %v, want the child, %v", got, want)
 	}
-	child.kill()
+	child.Kill()
 	wantEmptied(t, h)
 }
 

@@ -16,7 +16,7 @@ func TestANamespaceIsFoundByNamePathAndProcess(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	v := kerneltest.NewVeth(t)
 	name := v.Near.Name(t, "blue")
-	var inside *process
+	var inside *kerneltest.Process
 	v.Near.In(t, func() error {
 		inside = start(t, nil, "hold")
 		return nil
@@ -25,7 +25,7 @@ func TestANamespaceIsFoundByNamePathAndProcess(t *testing.T) {
 	for what, spec := range map[string]string{
 		"name":    name,
 		"path":    "/run/netns/" + name,
-		"process": fmt.Sprint(inside.pid()),
+		"process": fmt.Sprint(inside.PID()),
 	} {
 		t.Run(what, func(t *testing.T) {
 			ns := namespace(t, spec)
@@ -49,12 +49,12 @@ func TestANamespaceIsFoundByNamePathAndProcess(t *testing.T) {
 func TestANameOfANamespaceWinsOverAPid(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	named, other := kerneltest.NewNetNS(t), kerneltest.NewNetNS(t)
-	var inside *process
+	var inside *kerneltest.Process
 	other.In(t, func() error {
 		inside = start(t, nil, "hold")
 		return nil
 	})
-	pid := fmt.Sprint(inside.pid())
+	pid := fmt.Sprint(inside.PID())
 	if got, want := namespace(t, pid).ID(), namespace(t, other.Path()).ID(); got != want {
 		t.Errorf("without a name, %s is namespace %s, want %s", pid, got, want)
 	}

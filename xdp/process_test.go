@@ -1,11 +1,9 @@
 package xdp_test
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -14,45 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is one of the commands below. It runs until it is killed, or the test
-// ends.
-type process struct {
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-}
-
-// start starts a command, with files as its descriptors 3 and up, and waits
-// until it has done what it is for.
-func start(t testing.TB, files []*os.File, command string, args ...string) *process {
+// start starts one of the commands below, with files as its descriptors 3 and
+// up, and waits until it has done what it is for.
+func start(t testing.TB, files []*os.File, command string, args ...string) *kerneltest.Process {
 	t.Helper()
 	cmd := kerneltest.Command(command, args...)
 	cmd.ExtraFiles = files
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	p := &process{cmd, in}
-	t.Cleanup(p.kill)
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("command %s said %q: %v", command, line, err)
+	p := kerneltest.Start(t, cmd)
+	if !p.Lines.Scan() {
+		t.Fatalf("command %s said nothing", command)
 	}
 	return p
-}
-
-func (p *process) pid() int { return p.cmd.Process.Pid }
-
-// kill ends the process as nobody can prepare for, and waits for its end.
-func (p *process) kill() {
-	p.cmd.Process.Kill()
-	p.cmd.Wait()
 }
 
 // ready says that the command has done what it is for, and waits.

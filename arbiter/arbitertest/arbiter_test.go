@@ -1,12 +1,10 @@
 package arbitertest
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -611,42 +609,24 @@ func TestOfTwoProcessesThatAttachAtOnceOneWinsAndTheOtherIsToldWho(t *testing.T)
 	p := newPlace(t)
 	names := [contenders]string{"first", "second"}
 	// A gate for each: of one that both read, the quicker could take both bytes.
-	var gates [contenders]io.WriteCloser
-	var said [contenders]*bufio.Scanner
+	var both [contenders]*kerneltest.Process
 	for i, name := range names {
-		cmd := kerneltest.Command("contend", p.veth.Near.Path(), p.veth.NearName, p.dir, name)
-		cmd.Stderr = os.Stderr
-		gate, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			cmd.Process.Kill()
-			cmd.Wait()
-		})
-		gates[i], said[i] = gate, bufio.NewScanner(out)
+		both[i] = kerneltest.Start(t, kerneltest.Command("contend", p.veth.Near.Path(), p.veth.NearName, p.dir, name))
 	}
 	wins := map[string]int{}
 	for round := range rounds {
-		for _, gate := range gates {
-			if _, err := gate.Write([]byte{0}); err != nil {
+		for _, c := range both {
+			if _, err := c.Input.Write([]byte{0}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		winner, told := "", []string{}
-		for i, s := range said {
-			if !s.Scan() {
+		for i, c := range both {
+			if !c.Lines.Scan() {
 				t.Fatalf("round %d: contender %s said nothing", round, names[i])
 			}
-			if s.Text() != "won" {
-				told = append(told, s.Text())
+			if c.Lines.Text() != "won" {
+				told = append(told, c.Lines.Text())
 				continue
 			}
 			if winner != "" {

@@ -7,17 +7,16 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/internal/bpffs"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
-func TestMain(m *testing.M) { kerneltest.Main(m, kerneltest.Commands{}) }
+func TestMain(m *testing.M) { kerneltest.Main(m, kerneltest.Commands{"transact": transact}) }
 
 // place is an interface and a state of its own.
 type place struct {
@@ -31,6 +30,12 @@ type place struct {
 func newPlace(t *testing.T) *place {
 	t.Helper()
 	kerneltest.NoLeaks(t)
+	return placeIn(t)
+}
+
+// placeIn is newPlace where a test has several.
+func placeIn(t *testing.T) *place {
+	t.Helper()
 	p := &place{T: t, dir: kerneltest.BPFFS(t), veth: kerneltest.NewVeth(t)}
 	a, err := arbiter.Open(arbiter.Options{Dir: p.dir, Log: func(msg string, args ...any) { t.Log(append([]any{msg}, args...)...) }})
 	if err != nil {
@@ -49,9 +54,13 @@ func newPlace(t *testing.T) *place {
 	return p
 }
 
+func readObject(name string) (*object.Object, error) {
+	return object.Read(name+".o", bytes.NewReader(bpfprog.ELF(name)))
+}
+
 func open(t testing.TB, name string) *object.Object {
 	t.Helper()
-	o, err := object.Read(name+".o", bytes.NewReader(bpfprog.ELF(name)))
+	o, err := readObject(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +101,9 @@ func (p *place) names() []string {
 	}
 	var names []string
 	for _, m := range st.Chain.Members {
-		names = append(names, m.Name)
+		if !m.Ended {
+			names = append(names, m.Name)
+		}
 	}
 	return names
 }
@@ -102,61 +113,6 @@ func (p *place) wantNames(want ...string) {
 	if got := p.names(); !slices.Equal(got, want) {
 		p.Errorf("the chain is %v, want %v", got, want)
 	}
-}
-
-// verdict is what the hook's program returns for a packet.
-func (p *place) verdict() uint32 {
-	p.Helper()
-	s, err := p.hook.Query()
-	if err != nil {
-		p.Fatal(err)
-	}
-	at := s.At(xdp.Auto)
-	if at == nil {
-		p.Fatal("nothing is attached")
-	}
-	program, err := ebpf.NewProgramFromID(ebpf.ProgramID(at.Program.ID))
-	if err != nil {
-		p.Fatal(err)
-	}
-	defer program.Close()
-	v, err := program.Run(&ebpf.RunOptions{Data: make([]byte, 64)})
-	if err != nil {
-		p.Fatal(err)
-	}
-	return v
-}
-
-func TestMembersComeAndGo(t *testing.T) {
-	p := newPlace(t)
-	p.apply(add(t, "pass", "one"))
-	p.wantNames("one")
-	p.apply(add(t, "pass", "two"))
-	p.wantNames("one", "two")
-	if v := p.verdict(); v != 2 {
-		t.Errorf("verdict %d", v)
-	}
-	p.apply(add(t, "drop", "three"))
-	p.wantNames("one", "two", "three")
-	if v := p.verdict(); v != 1 {
-		t.Errorf("verdict %d", v)
-	}
-	p.apply(remove("two"))
-	p.wantNames("one", "three")
-	if v := p.verdict(); v != 1 {
-		t.Errorf("verdict %d", v)
-	}
-	p.apply(remove("three"))
-	if v := p.verdict(); v != 2 {
-		t.Errorf("verdict %d", v)
-	}
-	_, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{Hook: p.hook, Changes: []arbiter.Change{add(t, "pass", "one")}})
-	if !errors.Is(err, owned.ErrExists) {
-		t.Errorf("got %v", err)
-	}
-	t.Log(err)
-	p.apply(remove("one"))
-	p.wantNames()
 }
 
 // engines are those that this kernel can run chains by. All kernels in virtual
@@ -179,4 +135,16 @@ func engines(t *testing.T) []arbiter.Engine {
 	}
 	p.wantNames()
 	return []arbiter.Engine{arbiter.Fused}
+}
+
+var objectOptions = object.LoadOptions{}
+
+// pins are the paths of all that is pinned in the state.
+func (p *place) pins() []string {
+	p.Helper()
+	var all []string
+	if err := bpffs.WalkPins(p.dir, func(path string) { all = append(all, path) }); err != nil {
+		p.Fatal(err)
+	}
+	return all
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -180,7 +181,7 @@ func dispatchers() map[int][]byte {
 
 func TestOurDispatchersAreWhatTheProtocolAsksFor(t *testing.T) {
 	for version, file := range dispatchers() {
-		spec, err := specs[version]()
+		spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(file))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -190,10 +191,25 @@ func TestOurDispatchersAreWhatTheProtocolAsksFor(t *testing.T) {
 		if size := int(spec.Maps[".rodata"].ValueSize); size != layouts[version].size {
 			t.Errorf("version %d has a configuration of %d bytes, want %d", version, size, layouts[version].size)
 		}
-		if _, err := slotFunctions(spec.Types, MaxMembers); err != nil {
+		// What the kernel gets is what everybody reads from it.
+		image, err := images[version]()
+		if err != nil {
+			t.Fatal(err)
+		}
+		types, err := btf.LoadSpecFromReader(bytes.NewReader(image.types))
+		if err != nil {
+			t.Fatal(err)
+		}
+		functions, err := slotFunctions(types, MaxMembers)
+		if err != nil {
 			t.Errorf("version %d: %v", version, err)
 		}
-		if who := madeBy(spec.Types); who != MadeByHoldfast {
+		for slot, ids := range functions {
+			if id := image.typeIDs[slotFunction(slot)]; id != ids[0] {
+				t.Errorf("version %d: the function of slot %d is said to be type %d, and is %d", version, slot, id, ids[0])
+			}
+		}
+		if who := madeBy(types); who != MadeByHoldfast {
 			t.Errorf("version %d is said to be made by %s", version, who)
 		}
 		for _, path := range []string{"/home/", "/root/", "/tmp/", "/usr/", "/build/"} {

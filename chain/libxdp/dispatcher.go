@@ -1,13 +1,18 @@
 package libxdp
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 )
 
 // The asm/ headers lie in a directory named after the machine; clang ignores
@@ -17,11 +22,62 @@ import (
 //go:generate bpf2go dispatcherV2 ../../bpf/dispatcher.c -- -DVERSION=2
 //go:generate bpf2go dispatcherV3 ../../bpf/dispatcher.c -- -DVERSION=3
 
-// specs are the dispatchers, parsed when they are first needed. What is loaded
-// is a copy.
-var specs = map[int]func() (*ebpf.CollectionSpec, error){
-	2: sync.OnceValues(loadDispatcherV2),
-	3: sync.OnceValues(loadDispatcherV3),
+// images are the dispatchers, made when they are first needed.
+var images = map[int]func() (*image, error){
+	2: sync.OnceValues(func() (*image, error) { return makeImage(loadDispatcherV2()) }),
+	3: sync.OnceValues(func() (*image, error) { return makeImage(loadDispatcherV3()) }),
+}
+
+// image is a dispatcher as the kernel takes it, but for its configuration: what
+// is done for every change of a chain is to be done once.
+type image struct {
+	instructions []byte
+	confLoads    []int // where instructions want the descriptor of the configuration
+	license      []byte
+	types        []byte // BTF
+	functions    []byte // a struct bpf_func_info each
+	typeIDs      map[string]uint32
+}
+
+func makeImage(parsed *ebpf.CollectionSpec, err error) (*image, error) {
+	if err != nil {
+		return nil, err
+	}
+	program := parsed.Programs[dispatcherName]
+	i := &image{license: append([]byte(program.License), 0), typeIDs: map[string]uint32{}}
+	var types btf.Builder
+	if i.functions, _, err = btf.MarshalExtInfos(program.Instructions, &types); err != nil {
+		return nil, err
+	}
+	for it := program.Instructions.Iterate(); it.Next(); {
+		if f := btf.FuncMetadata(it.Ins); f != nil {
+			id, err := types.Add(f)
+			if err != nil {
+				return nil, err
+			}
+			i.typeIDs[f.Name] = uint32(id)
+		}
+		if it.Ins.IsLoadFromMap() {
+			const immediate = 4
+			i.confLoads = append(i.confLoads, int(it.Offset.Bytes())+immediate)
+		}
+	}
+	if i.types, err = types.Marshal(nil, &btf.MarshalOptions{Order: parsed.ByteOrder}); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	err = slices.Clone(program.Instructions).Marshal(&b, parsed.ByteOrder)
+	i.instructions = b.Bytes()
+	return i, err
+}
+
+// with returns the instructions for the configuration of that descriptor.
+func (i *image) with(conf kernel.FD) []byte {
+	b := slices.Clone(i.instructions)
+	for _, at := range i.confLoads {
+		binary.NativeEndian.PutUint32(b[at:], uint32(conf))
+	}
+	return b
 }
 
 // dispatcher is a loaded dispatcher that is not attached yet.
@@ -35,7 +91,8 @@ type dispatcher struct {
 
 func (d *dispatcher) close() { d.program.Close() }
 
-// errNoTypes says that the kernel took the dispatcher, but not its BTF.
+// errNoTypes says that the kernel did not take the dispatcher's BTF, by which
+// its functions are known.
 var errNoTypes = errors.New("the kernel keeps no type information (BTF) of programs")
 
 // loadDispatcher loads a dispatcher, in the network namespace of the calling
@@ -51,73 +108,48 @@ func loadDispatcher(c conf, index int) (*dispatcher, error) {
 }
 
 func tryDispatcher(c conf, index int) (*dispatcher, error) {
-	parsed, err := specs[c.version]()
+	image, err := images[c.version]()
 	if err != nil {
 		return nil, err
 	}
-	spec := &ebpf.CollectionSpec{
-		Types: parsed.Types, ByteOrder: parsed.ByteOrder,
-		Maps:     map[string]*ebpf.MapSpec{},
-		Programs: map[string]*ebpf.ProgramSpec{},
+	data, err := kernel.MakeConstant(".rodata", c.encode())
+	if err != nil {
+		return nil, err
 	}
-	const section = ".rodata"
-	data := parsed.Maps[section].Copy()
-	data.Contents = []ebpf.MapKV{{Key: uint32(0), Value: c.encode()}}
-	spec.Maps[section] = data
-	program := parsed.Programs[dispatcherName].Copy()
+	defer data.Close()
+	types, err := kernel.LoadTypes(image.types)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoTypes, err)
+	}
+	defer types.Close()
+	p := kernel.XDPProgram{
+		Name: dispatcherName, Instructions: image.with(data), License: image.license,
+		Types: types, Functions: image.functions,
+	}
 	if c.frags {
-		program.Flags |= unix.BPF_F_XDP_HAS_FRAGS
+		p.Flags |= unix.BPF_F_XDP_HAS_FRAGS
 	}
 	if c.deviceBound {
-		program.Flags |= unix.BPF_F_XDP_DEV_BOUND_ONLY
-		program.Ifindex = uint32(index)
+		p.Flags |= unix.BPF_F_XDP_DEV_BOUND_ONLY
+		p.Ifindex = uint32(index)
 	}
-	spec.Programs[dispatcherName] = program
-	loaded, err := ebpf.NewCollection(spec)
+	fd, err := kernel.LoadProgram(p)
 	if err != nil {
 		return nil, err
 	}
-	d := &dispatcher{program: loaded.DetachProgram(dispatcherName), conf: c}
-	loaded.Close()
-	if err := d.readTypes(); err != nil {
-		d.close()
+	info, err := kernel.ReadProgram(fd)
+	if err != nil {
+		fd.Close()
 		return nil, err
+	}
+	d := &dispatcher{id: info.ID, conf: c}
+	if d.program, err = ebpf.NewProgramFromFD(int(fd)); err != nil {
+		return nil, err
+	}
+	for slot := range c.slots {
+		d.functions = append(d.functions, image.typeIDs[d.function(slot)])
 	}
 	return d, nil
-}
-
-// readTypes reads what the kernel knows the dispatcher's functions by.
-func (d *dispatcher) readTypes() error {
-	info, err := d.program.Info()
-	if err != nil {
-		return err
-	}
-	id, ok := info.ID()
-	if !ok {
-		return errNoTypes
-	}
-	d.id = uint32(id)
-	types, ok := info.BTFID()
-	if !ok {
-		return errNoTypes
-	}
-	handle, err := btf.NewHandleFromID(types)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errNoTypes, err)
-	}
-	defer handle.Close()
-	spec, err := handle.Spec(nil)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errNoTypes, err)
-	}
-	for slot := range d.conf.slots {
-		f, err := functionID(spec, d.function(slot))
-		if err != nil {
-			return fmt.Errorf("%w: %w", errNoTypes, err)
-		}
-		d.functions = append(d.functions, f)
-	}
-	return nil
 }
 
 // function is the function that the member in that slot takes the place of. The

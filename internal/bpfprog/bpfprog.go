@@ -26,6 +26,7 @@ import (
 //go:generate -command bpf2go go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -mcpu=v1 -Wall -Wextra -Werror -Wno-unused-parameter -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu"
 //go:generate bpf2go Bad ../../bpf/bad.c
 //go:generate bpf2go Count ../../bpf/count.c
+//go:generate bpf2go Dispatcherv1 ../../bpf/dispatcherv1.c
 //go:generate bpf2go Drop ../../bpf/drop.c
 //go:generate bpf2go Filter ../../bpf/filter.c
 //go:generate bpf2go Frags ../../bpf/frags.c

@@ -239,7 +239,7 @@ func (p *place) attempt(w who, attempt string) error {
 		p.dropLink()
 		p.must(os.Remove(pin))
 		p.stays("native old")
-		c.kill()
+		c.Kill()
 		p.becomes(empty)
 		p.must(p.create("old", native))
 	case deleteDevice:
@@ -275,7 +275,7 @@ func (p *place) openBPFFS() string {
 // give moves the interface at hand to the process's network namespace.
 func (p *place) give(c *process) {
 	p.Helper()
-	ns, err := netns.Open(strconv.Itoa(c.cmd.Process.Pid))
+	ns, err := netns.Open(strconv.Itoa(c.PID()))
 	p.must(err)
 	conn, err := rtnl.Dial(ns.FD())
 	p.must(err)
@@ -319,10 +319,10 @@ func report(err error) {
 // answer reads such a report back.
 func (c *process) answer() error {
 	c.Helper()
-	if !c.lines.Scan() {
+	if !c.Lines.Scan() {
 		c.Fatalf("%s: the actor ended without an answer", c.half)
 	}
-	word, rest, _ := strings.Cut(c.lines.Text(), " ")
+	word, rest, _ := strings.Cut(c.Lines.Text(), " ")
 	first, rest, _ := strings.Cut(rest, " ")
 	n, _ := strconv.Atoi(first)
 	switch word {
@@ -335,7 +335,7 @@ func (c *process) answer() error {
 		e, _ := strconv.Atoi(errno)
 		return &xdp.Error{Op: "as another process", Err: sentinels[n], Errno: syscall.Errno(e), Detail: text}
 	default:
-		c.Fatalf("%s: the actor said %q", c.half, c.lines.Text())
+		c.Fatalf("%s: the actor said %q", c.half, c.Lines.Text())
 		return nil
 	}
 }

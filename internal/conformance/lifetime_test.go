@@ -152,7 +152,7 @@ func (p *place) sent() (near *os.File) {
 	c.loaded("held")
 	c.says("ready")
 	p.must(far.Close())
-	c.kill()
+	c.Kill()
 	return near
 }
 
@@ -178,7 +178,7 @@ func (p *place) killed(pin string, after time.Duration) bool {
 	c := p.start(nil, "hold", pin)
 	c.loaded("held")
 	time.Sleep(after)
-	c.kill()
+	c.Kill()
 	_, err := os.Stat(pin)
 	return err == nil
 }
@@ -212,7 +212,7 @@ var lifetimeRows = []row{both("a link ends with its last descriptor", func(p *pl
 	if now := p.state(); now != "native held" {
 		p.Errorf("%s: attached is %q", p.half, now)
 	}
-	c.kill()
+	c.Kill()
 	p.becomes(empty)
 	return nil
 }, empty), both("a pinned link outlives its holder, and another process opens and updates it", func(p *place) error {
@@ -220,7 +220,7 @@ var lifetimeRows = []row{both("a link ends with its last descriptor", func(p *pl
 	c := p.start(nil, "hold", pin)
 	c.loaded("held")
 	c.says("ready")
-	c.kill()
+	c.Kill()
 	p.stays("native held")
 	taker := p.start(nil, "take", pin)
 	taker.loaded("taken")
@@ -230,7 +230,7 @@ var lifetimeRows = []row{both("a link ends with its last descriptor", func(p *pl
 	}
 	p.must(os.Remove(pin))
 	p.stays("native taken")
-	taker.kill()
+	taker.Kill()
 	p.becomes(empty)
 	return nil
 }, empty), both("a process killed at any moment leaves its program attached if and only if it is pinned", func(p *place) error {
@@ -242,7 +242,7 @@ var lifetimeRows = []row{both("a link ends with its last descriptor", func(p *pl
 	start := time.Now()
 	c.says("ready")
 	whole := time.Since(start)
-	c.kill()
+	c.Kill()
 	p.must(os.Remove(pin))
 	p.becomes(empty)
 	pins := 0
@@ -321,7 +321,7 @@ var lifetimeRows = []row{both("a link ends with its last descriptor", func(p *pl
 }, empty), both("a pin in a private mount namespace ends with its last process", func(p *place) error {
 	c := p.nested()
 	p.stays("native held")
-	c.kill()
+	c.Kill()
 	p.becomes(empty)
 	return nil
 }, empty), both("a pin in a private mount namespace ends when that is unmounted", func(p *place) error {

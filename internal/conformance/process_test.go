@@ -42,9 +42,7 @@ func command(run func(args []string) error) func([]string) int {
 // process is a command that runs.
 type process struct {
 	*place
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-	lines *bufio.Scanner
+	*kerneltest.Process
 }
 
 // start starts a command with the half it is about and the interface at hand.
@@ -52,30 +50,22 @@ type process struct {
 func (p *place) start(prepare func(*exec.Cmd), name string, args ...string) *process {
 	p.Helper()
 	cmd := kerneltest.Command(name, append([]string{p.half, strconv.Itoa(p.index)}, args...)...)
-	cmd.Stderr = os.Stderr
 	if prepare != nil {
 		prepare(cmd)
 	}
-	stdin, err := cmd.StdinPipe()
-	p.must(err)
-	stdout, err := cmd.StdoutPipe()
-	p.must(err)
-	p.ns.In(p.T, cmd.Start)
-	c := &process{place: p, cmd: cmd, stdin: stdin, lines: bufio.NewScanner(stdout)}
-	p.Cleanup(c.kill)
-	return c
+	return &process{p, p.ns.Start(p.T, cmd)}
 }
 
 // says reads the next line, which must start with that word, and returns the
 // rest.
 func (c *process) says(word string) string {
 	c.Helper()
-	if !c.lines.Scan() {
+	if !c.Lines.Scan() {
 		c.Fatalf("%s: the process ended, and should have said %q", c.half, word)
 	}
-	first, rest, _ := strings.Cut(c.lines.Text(), " ")
+	first, rest, _ := strings.Cut(c.Lines.Text(), " ")
 	if first != word {
-		c.Fatalf("%s: the process said %q, want %q", c.half, c.lines.Text(), word)
+		c.Fatalf("%s: the process said %q, want %q", c.half, c.Lines.Text(), word)
 	}
 	return rest
 }
@@ -83,16 +73,8 @@ func (c *process) says(word string) string {
 // tell sends it a line.
 func (c *process) tell(word string) {
 	c.Helper()
-	_, err := fmt.Fprintln(c.stdin, word)
+	_, err := fmt.Fprintln(c.Input, word)
 	c.must(err)
-}
-
-// kill ends it, if it still runs, and waits until it has ended.
-func (c *process) kill() {
-	if c.cmd.ProcessState == nil {
-		c.cmd.Process.Kill()
-		c.cmd.Wait()
-	}
 }
 
 // loaded learns the id of the program that the process loaded, by that name.

@@ -1,6 +1,6 @@
 // Package kernel is the door to bpf(2): every raw bpf call that Holdfast makes
-// itself is here, and linters keep it so. Programs and maps are loaded with
-// cilium/ebpf; links are not, because cilium/ebpf closes a link that the
+// itself is here, and linters keep it so. Programs and maps of others are loaded
+// with cilium/ebpf; links are not, because cilium/ebpf closes a link that the
 // garbage collector finds unreachable, and closing its last descriptor
 // detaches the program. A descriptor from this package is a plain number that
 // only Close closes.

@@ -17,6 +17,10 @@ func TestAttributesLieWhereTheKernelReadsThem(t *testing.T) {
 	var info infoAttr
 	var id idAttr
 	var obj objAttr
+	var types btfLoadAttr
+	var newMap mapCreateAttr
+	var element mapElementAttr
+	var load progLoadAttr
 	for name, c := range map[string][2]uintptr{
 		"link_create.prog_fd":      {unsafe.Offsetof(create.progFD), 0},
 		"link_create.target_fd":    {unsafe.Offsetof(create.targetFD), 4},
@@ -35,6 +39,21 @@ func TestAttributesLieWhereTheKernelReadsThem(t *testing.T) {
 		"obj.pathname":             {unsafe.Offsetof(obj.path), 0},
 		"obj.bpf_fd":               {unsafe.Offsetof(obj.fd), 8},
 		"obj.file_flags":           {unsafe.Offsetof(obj.flags), 12},
+		"btf_load.btf":             {unsafe.Offsetof(types.btf), 0},
+		"btf_load.btf_size":        {unsafe.Offsetof(types.size), 16},
+		"map_create.max_entries":   {unsafe.Offsetof(newMap.maxEntries), 12},
+		"map_create.map_flags":     {unsafe.Offsetof(newMap.flags), 16},
+		"map_create.map_name":      {unsafe.Offsetof(newMap.name), 28},
+		"map_elem.key":             {unsafe.Offsetof(element.key), 8},
+		"map_elem.value":           {unsafe.Offsetof(element.value), 16},
+		"prog_load.insns":          {unsafe.Offsetof(load.instructions), 8},
+		"prog_load.license":        {unsafe.Offsetof(load.license), 16},
+		"prog_load.prog_flags":     {unsafe.Offsetof(load.flags), 44},
+		"prog_load.prog_name":      {unsafe.Offsetof(load.name), 48},
+		"prog_load.prog_ifindex":   {unsafe.Offsetof(load.ifindex), 64},
+		"prog_load.prog_btf_fd":    {unsafe.Offsetof(load.types), 72},
+		"prog_load.func_info":      {unsafe.Offsetof(load.functions), 80},
+		"prog_load.func_info_cnt":  {unsafe.Offsetof(load.functionCount), 88},
 		"the size of obj":          {unsafe.Sizeof(obj), 16},
 		"the size of link_update":  {unsafe.Sizeof(update), 16},
 		"the size of info by fd":   {unsafe.Sizeof(info), 16},

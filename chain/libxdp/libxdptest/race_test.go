@@ -75,46 +75,25 @@ func TestOfEightThatAttachFirstAllSucceed(t *testing.T) {
 	needFreplace(t)
 	b := newBench(t)
 	kerneltest.FillDispatcher(t)
-	type contender struct {
-		gate    io.Writer
-		reports *bufio.Scanner
-	}
-	var all []contender
+	var all []*kerneltest.Process
 	var members []string
 	for i := range contenders {
 		members = append(members, fmt.Sprintf("m%d", i))
-		cmd := kerneltest.Command("contend", b.veth.Near.Path(), b.veth.NearName, b.bpffs, members[i])
-		cmd.Stderr = os.Stderr
-		gate, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			cmd.Process.Kill()
-			cmd.Wait()
-		})
-		all = append(all, contender{gate, bufio.NewScanner(out)})
+		all = append(all, kerneltest.Start(t, kerneltest.Command("contend", b.veth.Near.Path(), b.veth.NearName, b.bpffs, members[i])))
 	}
 	// say tells all of them at once what to do, and returns what they report.
 	say := func(round int, what string) (reports []string) {
 		t.Helper()
 		for _, c := range all {
-			if _, err := io.WriteString(c.gate, what+"\n"); err != nil {
+			if _, err := io.WriteString(c.Input, what+"\n"); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for i, c := range all {
-			if !c.reports.Scan() {
+			if !c.Lines.Scan() {
 				t.Fatalf("round %d: contender %d gave no report", round, i)
 			}
-			reports = append(reports, c.reports.Text())
+			reports = append(reports, c.Lines.Text())
 		}
 		return reports
 	}

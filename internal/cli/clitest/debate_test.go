@@ -35,7 +35,7 @@ func temporaryIsGone(t *testing.T) {
 	if found := m.status(); len(found) != 1 || found[0].Lifetime != arbiter.Held || len(found[0].Holders) != 1 {
 		t.Errorf("while it runs status is %+v", found)
 	}
-	p.cmd.Process.Kill()
+	p.Cmd.Process.Kill()
 	m.empties()
 	if found := m.status(); len(found) != 0 {
 		t.Errorf("after SIGKILL status is %+v", found)

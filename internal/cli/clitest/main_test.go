@@ -1,7 +1,6 @@
 package clitest
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -290,43 +289,26 @@ const (
 
 // process is a command that runs while the test goes on.
 type process struct {
+	*kerneltest.Process
 	t      testing.TB
-	cmd    *exec.Cmd
-	lines  *bufio.Reader
-	input  io.Closer
 	errOut *bytes.Buffer
 }
 
 // start starts the command in the namespace of Near. It ends with the test.
 func (m *machine) start(cmd *exec.Cmd) *process {
 	m.t.Helper()
-	input, err := cmd.StdinPipe()
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	p := &process{m.t, cmd, bufio.NewReader(out), input, &bytes.Buffer{}}
-	cmd.Stderr = p.errOut
-	m.Near.In(m.t, cmd.Start)
-	m.t.Cleanup(func() {
-		input.Close()
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	return p
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	return &process{m.Near.Start(m.t, cmd), m.t, &errOut}
 }
 
 // line reads a line that the process prints.
 func (p *process) line() string {
 	p.t.Helper()
-	s, err := p.lines.ReadString('\n')
-	if err != nil {
-		p.t.Fatalf("no more output: %v; stderr: %s", err, p.errOut)
+	if !p.Lines.Scan() {
+		p.t.Fatalf("no more output: %v; stderr: %s", p.Lines.Err(), p.errOut)
 	}
-	return strings.TrimSuffix(s, "\n")
+	return p.Lines.Text()
 }
 
 // pid reads the pid that the process, or its child, prints.
@@ -342,8 +324,8 @@ func (p *process) pid() int {
 // code waits until the process has ended, and is its exit code; -1 where a
 // signal ended it.
 func (p *process) code() int {
-	p.cmd.Wait()
-	return p.cmd.ProcessState.ExitCode()
+	p.Wait()
+	return p.ProcessState.ExitCode()
 }
 
 // ended tells whether no process has the pid any more, or it is a zombie.

@@ -65,7 +65,7 @@ func TestRunPassesSignalsOn(t *testing.T) {
 			if m.native() == 0 {
 				t.Error("the command runs, and nothing is attached")
 			}
-			if err := p.cmd.Process.Signal(s); err != nil {
+			if err := p.Cmd.Process.Signal(s); err != nil {
 				t.Fatal(err)
 			}
 			if got := p.line(); got != s.String() {
@@ -85,14 +85,14 @@ func TestWhatHoldfastIsToIgnoreItsCommandIgnores(t *testing.T) {
 	if got := p.line(); got != "true true false" {
 		t.Errorf("the command ignores SIGHUP, SIGINT, SIGTERM: %s", got)
 	}
-	for _, pid := range []int{p.cmd.Process.Pid, p.pid()} {
+	for _, pid := range []int{p.PID(), p.pid()} {
 		for _, s := range []unix.Signal{unix.SIGHUP, unix.SIGINT} {
 			if err := unix.Kill(pid, s); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	p.input.Close()
+	p.Input.Close()
 	if code := p.code(); code != 0 {
 		t.Errorf("exit code %d: %s", code, p.errOut)
 	}
@@ -106,7 +106,7 @@ func TestWhateverIsKilledTheProgramIsGone(t *testing.T) {
 		if m.native() == 0 {
 			t.Error("the command runs, and nothing is attached")
 		}
-		p.cmd.Process.Kill()
+		p.Cmd.Process.Kill() // and its standard input, which the command waits for, stays
 		m.empties()
 		if !kerneltest.Eventually(func() bool { return ended(child) }) {
 			t.Error("the command runs on without its program")
@@ -127,7 +127,7 @@ func TestWhateverIsKilledTheProgramIsGone(t *testing.T) {
 		m := newMachine(t)
 		p := m.start(m.command(m.run("leave one behind")...))
 		behind := p.pid()
-		state, err := p.cmd.Process.Wait()
+		state, err := p.Cmd.Process.Wait()
 		if err != nil || state.ExitCode() != 5 {
 			t.Errorf("%v, %v", state, err)
 		}
@@ -151,7 +151,7 @@ func TestARunningCommandIsARivalWithPidAndName(t *testing.T) {
 	m := newMachine(t)
 	p := m.start(m.command(m.run("until killed")...))
 	p.pid()
-	id, pid := m.native(), p.cmd.Process.Pid
+	id, pid := m.native(), p.PID()
 	object := kerneltest.ObjectFile(t, "pass")
 	rival := []string{fmt.Sprintf("program %d", id), "link ", fmt.Sprintf("process %d (exe)", pid), "whoever holds the link must let go first"}
 	m.holdfast("attach", m.NearName, object).fails(4, rival[:3]...)
@@ -170,7 +170,7 @@ func TestARunningCommandIsARivalWithPidAndName(t *testing.T) {
 
 	m.holdfast("detach", m.NearName, "--foreign", "--expect", itoa(id)).succeeds()
 	m.holds(0)
-	p.input.Close()
+	p.Input.Close()
 	if code := p.code(); code != 3 || !strings.Contains(p.errOut.String(), "somebody detached it by force") {
 		t.Errorf("after somebody took the program away run ended with %d: %s", code, p.errOut)
 	}
@@ -205,7 +205,7 @@ func TestRunStopsWithItsCommandAndGoesOnWithIt(t *testing.T) {
 		}
 		both(false)
 	}
-	p.input.Close()
+	p.Input.Close()
 	if code := p.code(); code != 0 {
 		t.Errorf("exit code %d: %s", code, p.errOut)
 	}
@@ -223,7 +223,7 @@ func TestWhilePIDHoldsAsLongAsTheProcessLives(t *testing.T) {
 	}
 	m.holder("holdfast")
 	m.holdfast("attach", m.NearName, kerneltest.ObjectFile(t, "pass")).fails(4, "(holdfast)")
-	watched.input.Close()
+	watched.Input.Close()
 	watched.code()
 	m.empties()
 }
@@ -275,7 +275,7 @@ func TestAZombieIsNoProcessToWaitFor(t *testing.T) {
 	m := newMachine(t)
 	p := m.start(m.command("child", "until killed"))
 	pid := p.pid()
-	p.input.Close()
+	p.Input.Close()
 	if !kerneltest.Eventually(func() bool { return ended(pid) }) {
 		t.Fatal("the process goes on")
 	}

@@ -235,7 +235,7 @@ func TestADefunctLinkOfOthersIsShownWithWhoKeepsIt(t *testing.T) {
 	m.takeAway(link)
 	found := m.status()
 	if len(found) != 1 || found[0].Lifetime != arbiter.Defunct || found[0].LinkID != link || found[0].Entry != "" ||
-		len(found[0].Holders) != 1 || found[0].Holders[0].PID != p.cmd.Process.Pid {
+		len(found[0].Holders) != 1 || found[0].Holders[0].PID != p.PID() {
 		t.Errorf("status is %+v, want the defunct link %d", found, link)
 	}
 }

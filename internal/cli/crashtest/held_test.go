@@ -3,7 +3,6 @@ package crashtest
 import (
 	"bytes"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -42,14 +41,14 @@ func TestRunLeavesNothingWhereverItIsKilled(t *testing.T) {
 
 func TestWhatIsAttachedWhileAProcessLivesIsHeldWhereverTheCommandIsKilled(t *testing.T) {
 	s := newSite(t)
-	var watched *exec.Cmd
+	var watched *kerneltest.Process
 	var args []string
 	crash.Sweep{
 		Setup: func(t *testing.T) crash.Command {
 			watched = startWaiting(t)
 			args = []string{
 				"attach", s.name, s.objects["tailcall"], "--program", "enter",
-				"--while-pid", fmt.Sprint(watched.Process.Pid),
+				"--while-pid", fmt.Sprint(watched.PID()),
 			}
 			return crash.Command{Path: "/proc/self/exe", Args: args, Env: s.env(), Counts: points(byCommand)}
 		},
@@ -71,8 +70,7 @@ func TestWhatIsAttachedWhileAProcessLivesIsHeldWhereverTheCommandIsKilled(t *tes
 			case acknowledged && (err == nil || !strings.Contains(stderr, "conflict")):
 				t.Errorf("again, while it is held: %v: %s", err, stderr)
 			}
-			watched.Process.Kill()
-			watched.Wait()
+			watched.Kill()
 			s.settle(t)
 			s.empty(t)
 		},
@@ -113,18 +111,7 @@ func (s *site) process(t *testing.T, args []string) (stdout, stderr string, err 
 }
 
 // startWaiting starts a process that waits for the end of the test.
-func startWaiting(t *testing.T) *exec.Cmd {
+func startWaiting(t *testing.T) *kerneltest.Process {
 	t.Helper()
-	cmd := kerneltest.Command("wait")
-	if _, err := cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	return cmd
+	return kerneltest.Start(t, kerneltest.Command("wait"))
 }
