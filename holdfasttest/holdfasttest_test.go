@@ -316,11 +316,19 @@ func TestAnInterfaceTakesItsChainAlong(t *testing.T) {
 
 func TestWhatWasDetachedByForceIsToldOnce(t *testing.T) {
 	s := newScene(t)
+	held := s.attach(s.p, "held", false)
 	s.attach(s.p, "stays", true)
 	s.must(s.m.Detach(eth0))
 	s.want()
+	if ended(held) {
+		t.Error("the holder was told by nobody")
+	}
 	remove := owned.Change{Op: owned.Remove, Name: "stays"}
 	s.wantErr(apply(s.p, eth0, false, remove), xdp.ErrGone)
+	if !ended(held) {
+		t.Error("the holder was not told")
+	}
+	s.wantErr(held.Err(), xdp.ErrGone)
 	s.wantErr(apply(s.p, eth0, false, remove), xdp.ErrNotAttached)
 	s.attach(s.p, "stays", true)
 	s.want("stays")

@@ -76,8 +76,10 @@ type hook struct {
 	members map[uint32]*member // by version
 	// linkID and programID are what the kernel would have numbered.
 	linkID, programID uint32
-	// lost tells that a permanent chain was detached by force.
-	lost bool
+	// lost tells that a permanent chain was detached by force, and orphans are
+	// who held members of a chain that was: they are told by the next change.
+	lost    bool
+	orphans []*handle
 }
 
 // New makes a machine with interfaces of these names, of drivers that have a
@@ -171,13 +173,14 @@ func (m *Machine) AttachForeign(h holdfast.Hook, program string, held xdp.Holdin
 	if held == xdp.HeldByLink {
 		foreign.LinkID = m.nextID()
 	}
-	*at = hook{mode: mode, foreign: foreign}
+	at.mode, at.foreign = mode, foreign
 	return nil
 }
 
 // Detach detaches whatever is attached to the hook, by force and whoever holds
-// it, as root can. What Holdfast had there is lost, which the next who wants to
-// change it is told. An empty hook stays empty.
+// it, as root can. What Holdfast had there is lost. Nobody watches for that: the
+// next who wants to change it is told, and only then are its holders. An empty
+// hook stays empty.
 func (m *Machine) Detach(h holdfast.Hook) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -186,8 +189,17 @@ func (m *Machine) Detach(h holdfast.Hook) error {
 		return err
 	}
 	at := i.at(h.Mode)
-	if !at.empty() {
-		*at = hook{lost: at.permanent()}
+	switch {
+	case at.foreign != nil:
+		at.foreign = nil
+	case at.chain != nil:
+		lost := hook{lost: at.permanent()}
+		for _, m := range at.members {
+			if m.handle != nil && !m.dead {
+				lost.orphans = append(lost.orphans, m.handle)
+			}
+		}
+		*at = lost
 	}
 	return nil
 }
@@ -296,6 +308,17 @@ func (k *hook) release() {
 	if k.chain != nil && len(k.running().Members) == 0 && !k.chain.Locked {
 		*k = hook{}
 	}
+}
+
+// settle is what everybody does first who wants to change the chain: those who
+// held members of one that was are told. It returns whether that one is missed.
+func (k *hook) settle() (lost bool) {
+	for _, h := range k.orphans {
+		h.end("its chain is gone")
+	}
+	lost = k.lost
+	k.lost, k.orphans = false, nil
+	return lost
 }
 
 // attachment is what the kernel would show.

@@ -219,8 +219,7 @@ func (r *request) make(i *iface) (*holdfast.Applied, error) {
 
 // meet refuses what is not Holdfast's, or not there.
 func (r *request) meet(at *hook) error {
-	lost := at.lost
-	at.lost = false // whoever looks is told once
+	lost := at.settle()
 	switch {
 	case at.chain != nil && !inOtherMode(at, r.Hook):
 		return nil
@@ -314,7 +313,7 @@ func (r *request) carryOut(i *iface, at *hook, after owned.Chain, ids []uint32) 
 	}
 	for id, m := range old {
 		if at.members[id] == nil && m.handle != nil && !m.dead {
-			m.handle.end()
+			m.handle.end("somebody took it out of the chain")
 		}
 	}
 	at.release()
@@ -345,14 +344,14 @@ func (h *handle) Err() error {
 	return h.err
 }
 
-// end is called when somebody else took the member out.
-func (h *handle) end() {
+// end tells the holder that the member has ended, and why.
+func (h *handle) end(why string) {
 	if h.closed {
 		return // it knows
 	}
 	h.err = &xdp.Error{
 		Op: "hold", Hook: fmt.Sprintf("member %q", h.name), Err: xdp.ErrGone,
-		Detail: "somebody took it out of the chain", Hint: "attach it anew",
+		Detail: why, Hint: "attach it anew",
 	}
 	close(h.done)
 }
@@ -370,18 +369,22 @@ func (h *handle) Close() error {
 // takeOut removes the member, of a hook that is where it was. Elsewhere the hook
 // can't be found any more, and the member only ends.
 func (h *handle) takeOut() {
-	if h.dead || h.hook.members[h.id] != h.member {
-		return
-	}
-	if found, err := h.process.machine.find(h.place); err != nil || found != h.iface {
+	found, err := h.process.machine.find(h.place)
+	here := err == nil && found == h.iface
+	h.closed = true
+	switch {
+	case here:
+		h.hook.settle()
+	case h.hook.members[h.id] == h.member:
 		h.dead = true
 		h.hook.release()
+	}
+	if !here || h.dead || h.hook.members[h.id] != h.member {
 		return
 	}
 	r, err := h.hook.running().Apply(owned.Transaction{Changes: []owned.Change{{Op: owned.Remove, Name: h.name}}})
 	if err != nil {
 		return // a member that is there can be removed
 	}
-	h.closed = true
 	(&request{process: h.process}).carryOut(h.iface, h.hook, r.After, nil)
 }
