@@ -214,7 +214,7 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 	case now.entry != nil && now.entry.chain != nil:
 		p.found = now.entry.chain
 		p.dead = a.deadMembers(p.key, p.found)
-		p.before = p.found.model(p.found.current, p.dead)
+		p.before = p.found.current.model(p.dead)
 	case now.at != nil:
 		return nil, inTheWay(t.Hook, now, attaches)
 	case !attaches && s.repeats(now.detachedBy):
@@ -271,26 +271,31 @@ func inTheWay(h *xdp.Hook, now hookState, attaches bool) error {
 	return held(e, now.entry)
 }
 
-// mayRemove refuses to take out what another process holds and has not let go.
+// mayRemove refuses to take out what another process holds and has not let go,
+// and to replace it even with Foreign: what comes in its place could only be
+// held here.
 func (a *Arbiter) mayRemove(t *Transaction, p *plan) error {
-	if t.Foreign {
-		return nil
-	}
 	for _, c := range t.Changes {
-		if c.Op != owned.Remove && c.Op != owned.Replace {
+		if c.Op != owned.Replace && (c.Op != owned.Remove || t.Foreign) {
 			continue
 		}
-		for _, m := range p.before.Members {
-			r := p.record(m.ID)
-			if m.Name != c.Name || m.Lifetime != owned.Held || r.Owner.PID == os.Getpid() {
-				continue
-			}
-			return &xdp.Error{
-				Op: string(c.Op), Hook: fmt.Sprintf("member %q of %s", c.Name, t.Hook), Err: xdp.ErrConflict,
-				Detail: fmt.Sprintf("process %d (%s) holds it", r.Owner.PID, r.Owner.Comm),
-				Hint:   "it ends with that process; or give --foreign, and answer for it",
-			}
+		at := p.before.Find(c.Name)
+		if at < 0 || p.before.Members[at].Lifetime != owned.Held {
+			continue
 		}
+		r := p.record(p.before.Members[at].ID)
+		if r.Owner.PID == os.Getpid() {
+			continue
+		}
+		e := &xdp.Error{
+			Op: string(c.Op), Hook: fmt.Sprintf("member %q of %s", c.Name, t.Hook), Err: xdp.ErrConflict,
+			Detail: fmt.Sprintf("process %d (%s) holds it", r.Owner.PID, r.Owner.Comm),
+			Hint:   "it ends with that process; or take it out with --foreign, and answer for it",
+		}
+		if c.Op == owned.Replace {
+			e.Hint = "only its holder can replace it"
+		}
+		return e
 	}
 	return nil
 }
@@ -300,7 +305,8 @@ func (p *plan) record(id uint32) memberRecord {
 	if p.found == nil {
 		return memberRecord{}
 	}
-	return p.found.members[id]
+	r, _ := p.found.member(id) // which is only said
+	return r
 }
 
 // withOwner adds whose a member is that is in the way.

@@ -62,7 +62,7 @@ func (a *Arbiter) build(h *xdp.Hook, p *plan, s *sources) (*build, error) {
 	}
 	switch engine {
 	case "":
-		return &build{next: arrange(p.after)}, nil
+		return &build{next: arrange(p.after, nil)}, nil
 	case Single:
 		return a.buildSingle(p, members)
 	case Live:
@@ -106,7 +106,7 @@ func (p *plan) chooseEngine() Engine {
 
 // buildSingle makes a hook's only member, or what locks a hook, its program.
 func (a *Arbiter) buildSingle(p *plan, members []*source) (*build, error) {
-	b := &build{next: arrange(p.after)}
+	b := &build{next: arrange(p.after, members)}
 	b.next.Engine = Single
 	if len(members) == 0 {
 		pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -143,7 +143,7 @@ func (b *build) setRoot(p *ebpf.Program) error {
 
 // buildFused makes the members one program.
 func (a *Arbiter) buildFused(p *plan, members []*source) (*build, error) {
-	b := &build{next: arrange(p.after)}
+	b := &build{next: arrange(p.after, members)}
 	b.next.Engine = Fused
 	if current := p.current(); current.Engine == Fused && sameProgram(current, b.next) {
 		b.next.ProgramID = current.ProgramID
@@ -182,7 +182,7 @@ func sameProgram(a, b arrangement) bool {
 // buildLive finds each member a slot, in the dispatcher that runs or, where that
 // has none or can't run them all, in a new one.
 func (a *Arbiter) buildLive(p *plan, members []*source) (_ *build, err error) {
-	b := &build{next: arrange(p.after)}
+	b := &build{next: arrange(p.after, members)}
 	b.next.Engine = Live
 	defer func() {
 		if err != nil {
@@ -192,15 +192,15 @@ func (a *Arbiter) buildLive(p *plan, members []*source) (_ *build, err error) {
 	current := p.current()
 	wanted := live.Options{Frags: true}
 	for i, m := range members {
-		wanted.Frags = wanted.Frags && m.record.Frags
-		if i > 0 && m.record.Ifindex != wanted.Ifindex {
+		wanted.Frags = wanted.Frags && m.frags
+		if i > 0 && m.options.Ifindex != wanted.Ifindex {
 			return nil, &owned.Error{
-				Op: owned.Add, Member: m.record.Name, Err: owned.ErrInvalid,
+				Op: owned.Add, Member: m.name, Err: owned.ErrInvalid,
 				Detail: "a chain's members are bound to its device all, or none is",
 				Hint:   "give --device-bound for all of them",
 			}
 		}
-		wanted.Ifindex = m.record.Ifindex
+		wanted.Ifindex = m.options.Ifindex
 	}
 	layout := live.Arrangement{New: true}
 	if current.Engine == Live {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,12 +46,18 @@ type arrangement struct {
 	Members []placed `json:"members,omitempty"`
 }
 
-// placed is a member in an arrangement.
+// placed is a member in an arrangement, with all that deciding about a chain
+// takes: an arrangement is one element, and read in one call.
 type placed struct {
-	ID         uint32        `json:"id"`
-	Priority   uint32        `json:"priority"`
-	ProceedOn  chain.Actions `json:"proceed_on"`
-	Generation uint64        `json:"generation"`
+	ID         uint32         `json:"id"`
+	Name       string         `json:"name"`
+	Lifetime   owned.Lifetime `json:"lifetime"`
+	Priority   uint32         `json:"priority"`
+	ProceedOn  actions        `json:"proceed_on"`
+	Generation uint64         `json:"generation"`
+	Frags      bool           `json:"frags,omitempty"`
+	// Ifindex is the device that the program is bound to, 0 for none.
+	Ifindex int `json:"ifindex,omitempty"`
 	// ProgramID is the member's own program, 0 where it is part of a fused one.
 	ProgramID uint32 `json:"program_id,omitempty"`
 	// Slot and LinkID are of the live engine.
@@ -58,21 +65,19 @@ type placed struct {
 	LinkID uint32    `json:"link_id,omitempty"`
 }
 
-// memberRecord is what the kernel does not know of one version of a member.
+// actions is a set of actions as a number, which is short.
+type actions uint32
+
+// memberRecord is whose one version of a member is, and where it came from.
 type memberRecord struct {
-	Name     string         `json:"name"`
-	Lifetime owned.Lifetime `json:"lifetime"`
-	Owner    Owner          `json:"owner"`
-	Since    time.Time      `json:"since"`
+	Owner Owner     `json:"owner"`
+	Since time.Time `json:"since"`
 	// Object, Program and Digest say what was loaded, see [object.Loaded].
 	Object  string `json:"object"`
 	Program string `json:"program"`
 	Digest  string `json:"digest"`
-	Frags   bool   `json:"frags,omitempty"`
-	// Ifindex is the device that the program is bound to, 0 for none.
-	Ifindex int `json:"ifindex,omitempty"`
-	// PersistAs is the path of a second pin of the hook's link, or empty.
-	PersistAs string `json:"persist_as,omitempty"`
+	// Variables are the assignments that were made before.
+	Variables []string `json:"variables,omitempty"`
 }
 
 // chainHeader is the element that is read first.
@@ -126,7 +131,6 @@ type chainRecord struct {
 	header  chainHeader
 	current arrangement
 	next    arrangement // if header.Pending
-	members map[uint32]memberRecord
 }
 
 // createChainRecord makes a record that says that there is nothing yet, and pins
@@ -139,7 +143,7 @@ func createChainRecord(path, iface string) (*chainRecord, error) {
 	defer m.Close()
 	r := &chainRecord{
 		path: path, header: chainHeader{Version: chainVersion, Interface: iface},
-		current: arrangement{NextID: firstID}, members: map[uint32]memberRecord{},
+		current: arrangement{NextID: firstID},
 	}
 	if err := errors.Join(putElement(m, keyCurrent, r.current), putElement(m, keyHeader, r.header)); err != nil {
 		return nil, err
@@ -169,45 +173,39 @@ func readChainRecord(path string) (*chainRecord, error) {
 		return nil, err
 	}
 	defer m.Close()
-	r := &chainRecord{path: path, members: map[uint32]memberRecord{}}
-	found := map[uint32]bool{}
-	var key uint32
-	var value []byte
-	all := m.Iterate()
-	for all.Next(&key, &value) {
-		found[key] = true
-		var err error
-		switch {
-		case key == keyHeader:
-			err = decodeElement(value, &r.header)
-		case key == keyCurrent:
-			err = decodeElement(value, &r.current)
-		case key == keyNext:
-			err = decodeElement(value, &r.next)
-		case key >= firstID:
-			var m memberRecord
-			err = decodeElement(value, &m)
-			r.members[key] = m
-		}
-		if err != nil {
-			return nil, err
-		}
+	r := &chainRecord{path: path}
+	if err := getElement(m, keyHeader, &r.header); err != nil {
+		return nil, err
 	}
-	if err := all.Err(); err != nil {
-		return nil, fmt.Errorf("read the chain's record: %w", err)
-	}
-	switch {
-	case found[keyHeader] && r.header.Version != chainVersion:
+	if r.header.Version != chainVersion {
 		return nil, fmt.Errorf("the chain's record is of version %d, and this Holdfast knows version %d", r.header.Version, chainVersion)
-	case !found[keyHeader] || !found[keyCurrent] || r.header.Pending != nil && !found[keyNext]:
-		return nil, errors.New("the chain's record is not complete")
 	}
-	for _, p := range r.current.Members {
-		if _, ok := r.members[p.ID]; !ok {
-			return nil, fmt.Errorf("the chain's record lacks its member %d", p.ID)
-		}
+	if err := getElement(m, keyCurrent, &r.current); err != nil {
+		return nil, err
 	}
-	return r, nil
+	if r.header.Pending != nil {
+		err = getElement(m, keyNext, &r.next)
+	}
+	return r, err
+}
+
+// member reads whose a member is.
+func (r *chainRecord) member(id uint32) (memberRecord, error) {
+	var found memberRecord
+	m, err := openChainMap(r.path)
+	if err != nil {
+		return found, err
+	}
+	defer m.Close()
+	return found, getElement(m, id, &found)
+}
+
+func getElement(m *ebpf.Map, key uint32, into any) error {
+	var value []byte
+	if err := m.Lookup(key, &value); err != nil {
+		return fmt.Errorf("read the chain's record: %w", err)
+	}
+	return decodeElement(value, into)
 }
 
 func decodeElement(b []byte, into any) error {
@@ -263,7 +261,6 @@ func (r *chainRecord) begin(_ locked, by request, next arrangement, fresh map[ui
 		if err := putElement(m, id, member); err != nil {
 			return err
 		}
-		r.members[id] = member
 	}
 	if err := putElement(m, keyNext, next); err != nil {
 		return err
@@ -282,41 +279,54 @@ func (r *chainRecord) decide(_ locked, a arrangement) error {
 }
 
 // end closes a change that was decided, and forgets the members that are not in
-// the chain.
-func (r *chainRecord) end(_ locked) error {
+// the chain: those of the arrangements that are given.
+func (r *chainRecord) end(_ locked, had ...arrangement) error {
 	m, err := openChainMap(r.path)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	for id := range r.members {
-		if r.current.find(id) != nil {
-			continue
+	for _, a := range had {
+		for _, p := range a.Members {
+			if r.current.find(p.ID) != nil {
+				continue
+			}
+			if err := m.Delete(p.ID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("write the chain's record: %w", err)
+			}
 		}
-		if err := m.Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("write the chain's record: %w", err)
-		}
-		delete(r.members, id)
 	}
 	r.header.Pending = nil
 	return putElement(m, keyHeader, r.header)
 }
 
-// summary is what a message says of the chain: that of its only member, or of
-// all together.
+// summary is the record of the chain as a whole, but for its owner.
 func (r *chainRecord) summary() Record {
-	s := Record{Interface: r.header.Interface, Held: xdp.HeldByLink, ProgramID: r.current.ProgramID, PersistAs: r.header.PersistAs}
 	var names []string
 	for _, p := range r.current.Members {
-		m := r.members[p.ID]
-		names = append(names, m.Name)
+		names = append(names, p.Name)
+	}
+	return Record{
+		Name: strings.Join(names, ", "), Interface: r.header.Interface, Held: xdp.HeldByLink,
+		ProgramID: r.current.ProgramID, PersistAs: r.header.PersistAs,
+	}
+}
+
+// whole is the summary with the owner of the member that came first, as far as
+// that can be read.
+func (r *chainRecord) whole() Record {
+	s := r.summary()
+	for _, p := range r.current.Members {
+		m, err := r.member(p.ID)
+		if err != nil {
+			continue
+		}
 		if s.Since.IsZero() || m.Since.Before(s.Since) {
 			s.Owner, s.Since = m.Owner, m.Since
 		}
-	}
-	s.Name = strings.Join(names, ", ")
-	if len(names) == 1 {
-		s.Digest = r.members[r.current.Members[0].ID].Digest
+		if len(r.current.Members) == 1 {
+			s.Digest = m.Digest
+		}
 	}
 	return s
 }
@@ -328,7 +338,7 @@ func (r *chainRecord) dead() string {
 		return "it was detached"
 	case r.current.ProgramID == 0:
 		return "it was never attached"
-	case r.permanent(r.current):
+	case r.current.permanent():
 		return "its link is no longer pinned"
 	}
 	return "the processes that held it have ended"
@@ -352,15 +362,14 @@ func (r *chainRecord) detachedBy() *request {
 
 // model is the arrangement as the rules of owned chains know it, without some
 // members.
-func (r *chainRecord) model(a arrangement, without map[uint32]bool) owned.Chain {
+func (a *arrangement) model(without map[uint32]bool) owned.Chain {
 	c := owned.Chain{Generation: a.Generation, NextID: a.NextID, Exclusive: a.Exclusive, Locked: a.Locked}
 	for _, p := range a.Members {
 		if without[p.ID] {
 			continue
 		}
-		m := r.members[p.ID]
 		c.Members = append(c.Members, owned.Member{
-			Name: m.Name, Priority: p.Priority, ProceedOn: p.ProceedOn, Lifetime: m.Lifetime,
+			Name: p.Name, Priority: p.Priority, ProceedOn: chain.Actions(p.ProceedOn), Lifetime: p.Lifetime,
 			Generation: p.Generation, ID: p.ID,
 		})
 	}
@@ -369,12 +378,21 @@ func (r *chainRecord) model(a arrangement, without map[uint32]bool) owned.Chain 
 
 // arrange is the other way round: the chain as it is to run, with nothing of the
 // kernel in it yet.
-func arrange(c owned.Chain) arrangement {
+func arrange(c owned.Chain, sources []*source) arrangement {
 	a := arrangement{Generation: c.Generation, NextID: c.NextID, Exclusive: c.Exclusive, Locked: c.Locked}
-	for _, m := range c.Members {
-		a.Members = append(a.Members, placed{ID: m.ID, Priority: m.Priority, ProceedOn: m.ProceedOn, Generation: m.Generation})
+	for i, m := range c.Members {
+		a.Members = append(a.Members, placed{
+			ID: m.ID, Name: m.Name, Lifetime: m.Lifetime, Priority: m.Priority, ProceedOn: actions(m.ProceedOn),
+			Generation: m.Generation, Frags: sources[i].frags, Ifindex: sources[i].options.Ifindex,
+		})
 	}
 	return a
+}
+
+// permanent tells whether the arrangement outlives the processes that hold its
+// members.
+func (a *arrangement) permanent() bool {
+	return a.Locked || slices.ContainsFunc(a.Members, func(m placed) bool { return m.Lifetime == owned.Permanent })
 }
 
 // find returns the member of that id, nil where there is none.

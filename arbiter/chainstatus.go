@@ -36,13 +36,15 @@ type MemberStatus struct {
 	// of a live chain.
 	Slot   *int   `json:"slot,omitempty"`
 	LinkID uint32 `json:"link_id,omitempty"`
-	// Object is the file that it was loaded from, by the name that it had, and
-	// Function its program there. Digest is as in [object.Loaded].
-	Object   string    `json:"object"`
-	Function string    `json:"function"`
-	Digest   string    `json:"digest"`
-	Owner    Owner     `json:"owner"`
-	Since    time.Time `json:"since"`
+	// Object is the file that it was loaded from, by the name that it had,
+	// Function its program there, and Variables what was set in it. Digest is as
+	// in [object.Loaded].
+	Object    string    `json:"object"`
+	Function  string    `json:"function"`
+	Variables []string  `json:"variables,omitempty"`
+	Digest    string    `json:"digest"`
+	Owner     Owner     `json:"owner"`
+	Since     time.Time `json:"since"`
 }
 
 // Model is the chain as the rules of owned chains know it, for planning.
@@ -88,10 +90,10 @@ func (a *Arbiter) chainStatus(e *entry) *ChainStatus {
 	}
 	dead := a.deadMembers(e.key, r)
 	for _, p := range runs.Members {
-		m := r.members[p.ID]
+		m, _ := r.member(p.ID) // what can't be read is left out
 		status := MemberStatus{
-			Name: m.Name, Priority: p.Priority, ProceedOn: p.ProceedOn, Generation: p.Generation, Lifetime: m.Lifetime,
-			Ended: dead[p.ID], LinkID: p.LinkID, Object: m.Object, Function: m.Program, Digest: m.Digest,
+			Name: p.Name, Priority: p.Priority, ProceedOn: chain.Actions(p.ProceedOn), Generation: p.Generation, Lifetime: p.Lifetime,
+			Ended: dead[p.ID], LinkID: p.LinkID, Object: m.Object, Function: m.Program, Variables: m.Variables, Digest: m.Digest,
 			Owner: m.Owner, Since: m.Since,
 		}
 		if p.ProgramID != 0 {

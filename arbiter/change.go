@@ -394,7 +394,7 @@ func nothingAttached(op string, h *xdp.Hook, at *xdp.Attachment) *xdp.Error {
 func drifted(op string, h *xdp.Hook, e *entry, hint string) *xdp.Error {
 	return &xdp.Error{
 		Op: op, Hook: h.String(), Err: xdp.ErrGone,
-		Detail: fmt.Sprintf("what Holdfast attached here, %s, has ended: %s", e.record, e.dead(nil)),
+		Detail: fmt.Sprintf("what Holdfast attached here, %s, has ended: %s", e.whole(), e.dead(nil)),
 		Hint:   hint,
 	}
 }
@@ -422,5 +422,5 @@ func held(err error, e *entry) error {
 	if e == nil || e.recordErr != nil || !errors.Is(err, xdp.ErrConflict) || !errors.As(err, &conflict) {
 		return err
 	}
-	return &HeldError{Err: conflict, Record: e.record}
+	return &HeldError{Err: conflict, Record: e.whole()}
 }

@@ -1,6 +1,7 @@
 package arbiter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -83,6 +84,14 @@ func hookOfKey(key, namespaceID string) (index int, mode xdp.Mode, ok bool) {
 	}
 	index, err := strconv.Atoi(rest)
 	return index, mode, err == nil
+}
+
+// whole is what is known of the entry, for people.
+func (e *entry) whole() Record {
+	if e.chain != nil {
+		return e.chain.whole()
+	}
+	return e.record
 }
 
 // in tells whether the entry was made in the namespace of that id.
@@ -505,6 +514,9 @@ type hookState struct {
 // here reads what is attached at the hook, and completes or removes what a
 // killed process left there.
 func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
+	if s, err := a.ownedHere(l, h); s != nil || err != nil {
+		return *cmp.Or(s, &hookState{}), err
+	}
 	state, err := h.Query()
 	if err != nil {
 		return hookState{}, err
@@ -545,7 +557,7 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 		if e.chain != nil {
 			s.detachedBy = e.chain.detachedBy()
 			s.detached = s.detachedBy != nil
-			if !s.detached && e.chain.current.ProgramID != 0 && e.chain.permanent(e.chain.current) {
+			if !s.detached && e.chain.current.ProgramID != 0 && e.chain.current.permanent() {
 				s.lost = e
 			}
 			if _, err := a.settle(l, e, s.at); err != nil {
@@ -569,6 +581,27 @@ func (a *Arbiter) here(l locked, h *xdp.Hook) (hookState, error) {
 	}
 	if s.entry == nil && s.at != nil && s.at.Held == xdp.HeldByLink && s.at.LinkID == 0 && len(entries) > 0 {
 		a.log("can't tell which link holds the hook: links of several namespaces look alike", "hook", h)
+	}
+	return s, err
+}
+
+// ownedHere is here where the hook's own entry says what is attached, and nil
+// where it does not. That is nearly always so, and takes far fewer calls: going
+// through the links of all chains for the one that holds the hook would take the
+// longer the more members there are.
+func (a *Arbiter) ownedHere(l locked, h *xdp.Hook) (*hookState, error) {
+	e, err := a.readIfThere(hookKey(h))
+	if err != nil || e == nil || e.chain == nil || e.link == nil {
+		return nil, err
+	}
+	at, err := h.AttachedBy(*e.link)
+	if err != nil || at == nil {
+		return nil, err
+	}
+	s := &hookState{key: e.key, at: at}
+	s.entry, err = a.settle(l, e, at)
+	if s.entry != nil && s.entry.link.ProgramID != at.Program.ID || s.entry == nil {
+		return nil, err // it was settled, and is looked at anew
 	}
 	return s, err
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
@@ -156,7 +157,7 @@ func (x *execution) openRoot() (*xdp.Link, error) {
 
 // keepRoot pins the hook's link where what is to run shall outlive its holders.
 func (x *execution) keepRoot(root *xdp.Link) error {
-	if !x.record.permanent(x.next) {
+	if !x.next.permanent() {
 		return nil
 	}
 	err := root.Persist(x.path(linkPin))
@@ -170,7 +171,7 @@ func (x *execution) keepRoot(root *xdp.Link) error {
 func (x *execution) fillSlots() error {
 	for _, s := range x.slots {
 		m := &x.next.Members[s.member]
-		if err := x.dispatcher.SetProceedOn(m.Slot, m.ProceedOn); err != nil {
+		if err := x.dispatcher.SetProceedOn(m.Slot, chain.Actions(m.ProceedOn)); err != nil {
 			return err
 		}
 		fd, err := x.dispatcher.Attach(m.Slot, kernel.FD(s.program.FD()))
@@ -183,11 +184,11 @@ func (x *execution) fillSlots() error {
 			return err
 		}
 		m.LinkID = link.ID
-		if x.mine(m.ID) {
+		if x.mine(*m) {
 			continue // this process holds it, and nothing else shall
 		}
 		if err := kernel.Pin(fd, x.path(memberDir(m.ID), linkPinName(x.next.ProgramID, m.Slot))); err != nil {
-			return fmt.Errorf("pin the link of member %q: %w", x.record.members[m.ID].Name, err)
+			return fmt.Errorf("pin the link of member %q: %w", m.Name, err)
 		}
 	}
 	if len(x.slots) == 0 {
@@ -198,8 +199,8 @@ func (x *execution) fillSlots() error {
 
 // mine tells whether the member is one that this change adds, and this process
 // is to hold.
-func (x *execution) mine(id uint32) bool {
-	return x.record.members[id].Lifetime == owned.Held && x.sources.isFresh(x.plan, id)
+func (x *execution) mine(m placed) bool {
+	return m.Lifetime == owned.Held && x.sources.isFresh(x.plan, m.ID)
 }
 
 // commit is the step that packets notice.
@@ -236,10 +237,10 @@ func (x *execution) commit(root *xdp.Link) (*xdp.Link, error) {
 }
 
 func (x *execution) boundTo() int {
-	for _, m := range x.next.Members {
-		return x.record.members[m.ID].Ifindex
+	if len(x.next.Members) == 0 {
+		return 0
 	}
-	return 0
+	return x.next.Members[0].Ifindex // all are bound to it, or none is
 }
 
 // attachRoot makes the hook's link. It is written down before it is pinned, so
@@ -277,7 +278,8 @@ func (x *execution) attachRoot() (*xdp.Link, error) {
 // hand gives this process what it is to hold.
 func (x *execution) hand(root *xdp.Link) error {
 	for i, id := range x.plan.ids { // in the order of the changes
-		if x.sources.changes[i] == nil || x.next.find(id) == nil || !x.mine(id) {
+		m := x.next.find(id)
+		if x.sources.changes[i] == nil || m == nil || !x.mine(*m) {
 			continue
 		}
 		fd, err := kernel.FD(root.FD()).Dup()
@@ -293,7 +295,7 @@ func (x *execution) hand(root *xdp.Link) error {
 		if !ok {
 			link = noFD
 		}
-		h, err := x.hold(x.key, id, x.record.members[id].Name, own, link, x.sources.keep(x.plan, id))
+		h, err := x.hold(x.key, id, m.Name, own, link, x.sources.keep(x.plan, id))
 		if err != nil {
 			own.Close()
 			return err
@@ -319,7 +321,7 @@ func (x *execution) finish() error {
 	}
 	by := x.sources.request()
 	x.record.header.Done = &by
-	return x.record.end(x.l)
+	return x.record.end(x.l, before)
 }
 
 // drops tells whether the change takes something out of the chain.
@@ -329,7 +331,7 @@ func (x *execution) drops(before arrangement) bool {
 			return true
 		}
 	}
-	return x.record.permanent(before) && !x.record.permanent(x.next)
+	return before.permanent() && !x.next.permanent()
 }
 
 // leaves tells whether packets may still be under way in a slot that the change
@@ -377,6 +379,7 @@ func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error
 	}
 	a.log("settled a change that a killed process had begun", "entry", key, "made", made)
 	drain := leaves(r.current, r.next) || leaves(r.next, r.current)
+	had := r.current
 	runs := r.current
 	if made {
 		runs, r.header.Done = r.next, r.header.Pending
@@ -387,7 +390,7 @@ func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error
 	if err := a.sweep(l, key, r, drain); err != nil {
 		return false, err
 	}
-	return true, r.end(l)
+	return true, r.end(l, had, r.next)
 }
 
 // wasMade asks the kernel which of two arrangements runs.
@@ -447,7 +450,7 @@ func (a *Arbiter) sweep(_ locked, key string, r *chainRecord, drain bool) error 
 			return err
 		}
 	}
-	if !r.permanent(r.current) {
+	if !r.current.permanent() {
 		return remove(a.root.Path(key, linkPin))
 	}
 	return nil
@@ -501,29 +504,15 @@ func (a *Arbiter) removeMembers(key string) error {
 	return nil
 }
 
-// permanent tells whether the arrangement outlives the processes that hold its
-// members.
-func (r *chainRecord) permanent(a arrangement) bool {
-	if a.Locked {
-		return true
-	}
-	for _, m := range a.Members {
-		if r.members[m.ID].Lifetime == owned.Permanent {
-			return true
-		}
-	}
-	return false
-}
-
 // deadMembers are the held members whose holders have ended.
 func (a *Arbiter) deadMembers(key string, r *chainRecord) map[uint32]bool {
 	dead := map[uint32]bool{}
 	for _, m := range r.current.Members {
-		record := r.members[m.ID]
-		if record.Lifetime != owned.Held {
+		if m.Lifetime != owned.Held {
 			continue
 		}
-		alive := record.Owner.Process.Alive()
+		record, err := r.member(m.ID)
+		alive := err != nil || record.Owner.Alive()
 		if r.current.Engine == Live {
 			pin := a.root.Path(key, memberDir(m.ID), linkPinName(r.current.ProgramID, m.Slot))
 			if _, err := os.Lstat(pin); err == nil {

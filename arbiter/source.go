@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/fused"
 	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
@@ -41,12 +42,18 @@ type sources struct {
 
 // source is where one version of a member comes from.
 type source struct {
+	name   string
 	record memberRecord
+	frags  bool
 	hook   *xdp.Hook
+	// held tells that a process holds the member.
+	held bool
 	// object and options say what is loaded. Of a member that is in the chain
 	// they are read from dir, with the maps that are pinned there.
 	object  *object.Object
 	options object.LoadOptions
+	found   *chainRecord
+	id      uint32
 	dir     string
 	pinned  map[string]*ebpf.Map
 
@@ -74,9 +81,9 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 				return nil, err
 			}
 			*c = complete
-			src = &source{object: c.Object, options: c.Load, hook: t.Hook, record: memberRecord{
-				Name: c.Name, Lifetime: c.Lifetime, Owner: owner, Since: time.Now().Round(time.Second),
-				Object: c.Object.Name(), Program: loads.Program.Name, Digest: loads.Digest, Frags: loads.Program.Frags, Ifindex: c.Load.Ifindex,
+			src = &source{name: c.Name, object: c.Object, options: c.Load, frags: loads.Program.Frags, hook: t.Hook, record: memberRecord{
+				Owner: owner, Since: time.Now().Round(time.Second),
+				Object: c.Object.Name(), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(),
 			}}
 			if c.PersistAs != "" {
 				path, err := filepath.Abs(c.PersistAs) // it is removed from elsewhere
@@ -186,9 +193,8 @@ func (a *Arbiter) membersOf(h *xdp.Hook, p *plan, s *sources) ([]*source, error)
 				src = a.runningSource(h, p, m.ID)
 				s.running[m.ID] = src
 			}
-		} else {
-			src.record.Lifetime = m.Lifetime // of a replace, that of the member before
 		}
+		src.held = m.Lifetime == owned.Held
 		all = append(all, src)
 	}
 	return all, nil
@@ -196,7 +202,11 @@ func (a *Arbiter) membersOf(h *xdp.Hook, p *plan, s *sources) ([]*source, error)
 
 // runningSource is the source of a member in the chain.
 func (a *Arbiter) runningSource(h *xdp.Hook, p *plan, id uint32) *source {
-	return &source{record: p.found.members[id], hook: h, dir: a.root.Path(p.key, memberDir(id))}
+	m := p.found.current.find(id)
+	return &source{
+		name: m.Name, frags: m.Frags, options: object.LoadOptions{Ifindex: m.Ifindex}, hook: h,
+		found: p.found, id: id, dir: a.root.Path(p.key, memberDir(id)),
+	}
 }
 
 // asItself loads the member as a program that a hook can run.
@@ -221,7 +231,7 @@ func (s *source) asExtension(d *live.Dispatcher, slot live.Slot, running uint32)
 	if running != 0 {
 		p, err := ebpf.NewProgramFromID(ebpf.ProgramID(running))
 		if err != nil {
-			return nil, fmt.Errorf("open the program of member %q: %w", s.record.Name, err)
+			return nil, fmt.Errorf("open the program of member %q: %w", s.name, err)
 		}
 		s.extension = p
 		return p, nil
@@ -240,7 +250,7 @@ func (s *source) asExtension(d *live.Dispatcher, slot live.Slot, running uint32)
 // asPart makes the member's maps, for a program that it will be a part of.
 func (s *source) asPart(m placed) (fused.Member, error) {
 	p, err := s.prepare(nil)
-	return fused.Member{Name: s.record.Name, Priority: m.Priority, ProceedOn: m.ProceedOn, Program: p}, err
+	return fused.Member{Name: s.name, Priority: m.Priority, ProceedOn: chain.Actions(m.ProceedOn), Program: p}, err
 }
 
 // prepare makes the member's maps, or opens those that it has.
@@ -312,15 +322,19 @@ func (s *source) open() error {
 	if s.object != nil {
 		return nil
 	}
+	var err error
+	if s.record, err = s.found.member(s.id); err != nil {
+		return err
+	}
 	b, err := readBlob(filepath.Join(s.dir, objectPin))
 	if err != nil {
-		return fmt.Errorf("read the object of member %q, which the chain has kept: %w", s.record.Name, err)
+		return fmt.Errorf("read the object of member %q, which the chain has kept: %w", s.name, err)
 	}
 	o, err := object.Read(s.record.Object, bytes.NewReader(b))
 	if err != nil {
 		return err
 	}
-	s.options = object.LoadOptions{Program: object.Choice{Name: s.record.Program}, Ifindex: s.record.Ifindex}
+	s.options.Program = object.Choice{Name: s.record.Program}
 	s.pinned = map[string]*ebpf.Map{}
 	names, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -333,7 +347,7 @@ func (s *source) open() error {
 		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, n.Name()), nil)
 		if err != nil {
-			return fmt.Errorf("open map %s of member %q: %w", name, s.record.Name, err)
+			return fmt.Errorf("open map %s of member %q: %w", name, s.name, err)
 		}
 		s.pinned[name] = m
 	}
@@ -348,12 +362,12 @@ func (s *source) pin(dir string, engine Engine) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	if engine == Live && s.record.Lifetime == owned.Held {
+	if engine == Live && s.held {
 		return nil // the holder has them
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.prepared.Maps)) {
 		if err := kernel.Pin(kernel.FD(s.prepared.Maps[name].FD()), filepath.Join(dir, mapPin(name))); err != nil {
-			return fmt.Errorf("pin map %s of member %q: %w", name, s.record.Name, err)
+			return fmt.Errorf("pin map %s of member %q: %w", name, s.name, err)
 		}
 	}
 	if engine == Live {

@@ -178,7 +178,7 @@ func (a *Arbiter) status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, entr
 	if e != nil {
 		st.Entry = e.key
 		st.describe(e)
-		if st.Chain = a.chainStatus(e); st.Chain != nil && !e.chain.permanent(e.chain.current) {
+		if st.Chain = a.chainStatus(e); st.Chain != nil && !e.chain.current.permanent() {
 			st.Lifetime = Held
 		}
 	}
@@ -189,14 +189,14 @@ func (s *Status) describe(e *entry) {
 	if e.recordErr != nil {
 		return
 	}
-	owner := e.record.Owner
-	s.Name, s.Owner = e.record.Name, &owner
-	if e.record.ProgramID == s.Program.ID {
-		s.Digest = e.record.Digest
+	record := e.whole()
+	s.Name, s.Owner = record.Name, &record.Owner
+	if record.ProgramID == s.Program.ID {
+		s.Digest = record.Digest
 	}
-	s.Since, s.SinceLoad = e.record.Since, false
+	s.Since, s.SinceLoad = record.Since, false
 	if s.Interface == "" {
-		s.Interface = e.record.Interface
+		s.Interface = record.Interface
 	}
 }
 
@@ -263,7 +263,7 @@ func (a *Arbiter) collect(ctx context.Context, dryRun bool) (stale []Stale, chai
 				for _, m := range e.chain.current.Members {
 					if dead[m.ID] {
 						stale = append(stale, Stale{
-							Entry: e.key, Name: e.chain.members[m.ID].Name, Interface: e.record.Interface,
+							Entry: e.key, Name: m.Name, Interface: e.record.Interface,
 							Why: "the process that held it has ended",
 						})
 					}

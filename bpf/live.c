@@ -16,9 +16,11 @@
  * that to look for it costs a packet nothing that all members pass. */
 #define EMPTY 0x48464c56
 
-/* The layout, with that of the functions, has the number in the name of the
- * program's parameter. */
+/* What Holdfast knows its own dispatchers by, with the program's name and that
+ * of the map; the number is that of the layout. */
 struct {
+	__u32 magic;
+	__u32 layout;
 	/* The slots that are called: from the highest bit down those of the first
 	 * half in the lower 32 bits, and those of the second in the upper. */
 	__u64 enabled;
@@ -31,6 +33,8 @@ struct {
 	/* What the program was loaded with, which the kernel does not tell. */
 	__u8 frags;
 	__u8 device_bound;
+	/* The type ids of the slots' functions, which it takes long to find. */
+	__u32 functions[SLOTS];
 } live;
 
 /* The verifier allows a member only what it has seen of the function that the
@@ -224,12 +228,9 @@ int with_masks(struct xdp_md *ctx, __u64 word, __u64 masked)
 	CHAIN(1);
 }
 
-/* The name of the program, and that of its parameter, which the kernel keeps in
- * BTF, are what Holdfast knows its own dispatchers by. */
 SEC("xdp")
-int holdfast_live(struct xdp_md *layout1)
+int holdfast_live(struct xdp_md *ctx)
 {
-	struct xdp_md *ctx = layout1;
 	__u64 word = *(volatile __u64 *)&live.enabled;
 	__u64 masked = word & *(volatile __u64 *)&live.masked;
 	int ret;

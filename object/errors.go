@@ -126,6 +126,11 @@ func (p *Prepared) explain(err error) *Error {
 		e.Err = fmt.Errorf("%w: the program calls a function that this kernel does not offer to XDP programs: %s", ErrNotSupported, orCause(telling, err))
 		e.Hint = "use a newer kernel, or do without the call"
 
+	case p.callbacks() && strings.Contains(telling, "number of funcs in func_info"):
+		// It takes the address of a function for a number.
+		e.Err = fmt.Errorf("%w: the program hands functions to helpers that call them, such as bpf_loop and timers, which came with Linux 5.13", ErrNotSupported)
+		e.Hint = "use a newer kernel, or do without"
+
 	case extension && (telling == "" || strings.Contains(telling, "JITed")) && !canExtend():
 		// EPERM from a kernel that is locked down, EINVAL from one that has no
 		// such programs or no JIT.

@@ -317,7 +317,7 @@ func (p *pins) create(all map[string]*ebpf.Map) error {
 			err = errors.Join(err, m.Unpin())
 		}
 		if errors.Is(err, fs.ErrExist) {
-			return &Error{Err: fmt.Errorf("%w: %s: %w", ErrMap, path, errPinnedMeanwhile), Hint: "try again"}
+			return &Error{Err: fmt.Errorf("%w: %s: %w", ErrMap, path, errPinnedMeanwhile), Hint: "try again", cause: err}
 		}
 		return &Error{Err: fmt.Errorf("%w: pin %s: %w", ErrMap, path, err), Hint: "pin in another directory"}
 	}

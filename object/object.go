@@ -53,6 +53,8 @@ type Object struct {
 	spec *ebpf.CollectionSpec
 	// order has the functions' names as they stand in the file.
 	order []string
+	// assignments are those that Set has made.
+	assignments []string
 }
 
 // Open reads the object file at path. A file that is not there is an

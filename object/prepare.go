@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 )
 
@@ -206,4 +207,11 @@ func (p *Prepared) tailCalls() bool {
 		}
 	}
 	return false
+}
+
+// callbacks tells whether the program takes the address of a function.
+func (p *Prepared) callbacks() bool {
+	return p.Spec != nil && slices.ContainsFunc(p.Spec.Instructions, func(ins asm.Instruction) bool {
+		return ins.IsLoadOfFunctionPointer()
+	})
 }

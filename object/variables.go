@@ -84,8 +84,12 @@ func (o *Object) Set(assignment string) error {
 		return fail(fmt.Errorf("%w: it puts %s beyond the end of the variable", ErrBTF, a.target()))
 	}
 	copy(v.Value[offset:], encoded)
+	o.assignments = append(o.assignments, assignment)
 	return nil
 }
+
+// Assignments are those that Set has made, in their order.
+func (o *Object) Assignments() []string { return slices.Clone(o.assignments) }
 
 func (o *Object) listVariables() string {
 	var s []string

@@ -125,6 +125,24 @@ func (h *Hook) Query() (State, error) {
 	return h.ns.observe(d, &observer{}), nil
 }
 
+// AttachedBy reads what the link attaches to the hook's interface, or nil where
+// it does not: where nothing is attached, or another program. It is what Query
+// would tell, but for the program's name and tag, and is asked with one call; who
+// asks must know that the link was made for this very interface, because links
+// don't say in which namespace theirs is.
+func (h *Hook) AttachedBy(link LinkInfo) (*Attachment, error) {
+	d, err := h.device("query")
+	if err != nil || link.Index != h.index {
+		return nil, err
+	}
+	for _, m := range []Mode{Native, Generic, Offload} {
+		if id := Programs(d.XDP).At(m); id == link.ProgramID && id != 0 && (h.mode == Offload) == (m == Offload) {
+			return &Attachment{Mode: m, Program: Program{ID: id}, Held: HeldByLink, LinkID: link.ID}, nil
+		}
+	}
+	return nil, nil
+}
+
 // States reads all interfaces of the namespace that have a program.
 func (ns *Namespace) States() ([]State, error) {
 	devices, err := ns.conn.Devices()

@@ -75,6 +75,9 @@ func (c code) tailCalls() bool {
 	return false
 }
 
+// sureDepth is how deep every kernel lets functions of a member call each other.
+const sureDepth = 7
+
 // checkCalls follows the calls from the chain's main function down, as the
 // verifier does.
 func (c code) checkCalls(kernel facts) error {
@@ -90,11 +93,11 @@ func (c code) checkCalls(kernel facts) error {
 	// level has the functions that are called at one depth, with what those
 	// above use at most.
 	level := map[*function]int{c.entry: main}
-	for frame := 1; len(level) > 0; frame++ {
-		if frame >= maxFrames {
+	for depth := 1; len(level) > 0; depth++ {
+		if depth > sureDepth && !kernel.calls(depth) {
 			return &LimitError{
 				Limit: LimitCalls, Member: c.member.Name, Hint: hintElsewhere,
-				Detail: fmt.Sprintf("its functions call each other %d deep, and below the chain's own %d can be under way", frame, maxFrames-1),
+				Detail: fmt.Sprintf("its functions call each other %d deep, and below the chain's own this kernel allows %d", depth, depth-1),
 			}
 		}
 		next := map[*function]int{}

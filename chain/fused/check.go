@@ -31,8 +31,8 @@ const (
 	// chain's own takes 32 of them before Linux 6.8, or without JIT. What calls
 	// a function with a tail call may have 256.
 	LimitStack Limit = "stack"
-	// LimitCalls: at most 8 functions can be under way at once. One is the
-	// chain's.
+	// LimitCalls: at most 8 functions can be under way at once, of which one is
+	// the chain's. Linux 7.3 allows 16, and does not count the chain's.
 	LimitCalls Limit = "calls"
 	// LimitLicense: a program has one license, and the kernel keeps some
 	// functions for those that are compatible with the GPL. Members whose
@@ -96,7 +96,9 @@ const hintElsewhere = "leave it out, or choose the live engine, where each membe
 //
 // Where a limit depends on the kernel, Check tries what it does. It needs what
 // Load needs then.
-func Check(members []Member) error {
+func Check(members []Member) error { return check(members, thisKernel) }
+
+func check(members []Member, kernel facts) error {
 	if len(members) == 0 {
 		return errNoMembers
 	}
@@ -106,7 +108,7 @@ func Check(members []Member) error {
 	if alone(members) {
 		return nil
 	}
-	return checkSizes(members, thisKernel)
+	return checkSizes(members, kernel)
 }
 
 // What one program can have.
@@ -116,7 +118,6 @@ const (
 	maxFunctions    = 256
 	maxStack        = 512
 	maxTailStack    = 256
-	maxFrames       = 8
 )
 
 // checkKinds finds members that can't be in one program whatever their size.
@@ -229,6 +230,8 @@ type facts struct {
 	// stack is how much of it the chain's main function takes, and what that
 	// of each function is rounded up to.
 	stack func() (main, round int)
+	// calls tells whether a function of the chain's can call others so deep.
+	calls func(depth int) bool
 	// tailCalls tells whether functions that are called can make them.
 	tailCalls func() bool
 }

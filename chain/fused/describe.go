@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf/btf"
@@ -36,12 +37,12 @@ const descriptionName = "holdfast_chain_1"
 // members are told in several constants, with the values 0, 1, …
 const longestPart = 100
 
-func describe(members []Member) *btf.Enum {
+func describe(entries []Entry) *btf.Enum {
 	e := &btf.Enum{Name: descriptionName, Size: 4}
 	add := func(value uint32, format string, args ...any) {
 		e.Values = append(e.Values, btf.EnumValue{Name: fmt.Sprintf(format, args...), Value: uint64(value)})
 	}
-	for i, m := range members {
+	for i, m := range entries {
 		add(m.Priority, "priority_%d", i)
 		add(uint32(actions(m.ProceedOn)), "proceed_on_%d", i)
 		name := escape(m.Name)
@@ -54,56 +55,54 @@ func describe(members []Member) *btf.Enum {
 	return e
 }
 
-// errDescription says what is wrong with a description, beside ErrNotFused.
+// errDescription says that a description is not one that this version writes.
 var errDescription = errors.New("the description of the chain contradicts itself")
 
-// parseDescription reads what describe wrote. It takes nothing else.
+// parseDescription reads what describe wrote, and nothing else.
 func parseDescription(t btf.Type) ([]Entry, error) {
 	e, ok := t.(*btf.Enum)
 	if !ok || e.Name != descriptionName {
 		return nil, ErrNotFused
 	}
 	values := e.Values
-	// take is the first constant, if it has that name.
-	take := func(name string) (uint32, bool) {
-		if len(values) == 0 || values[0].Name != name {
-			return 0, false
+	// take takes the first constant if its name begins so, and returns the
+	// rest of the name.
+	take := func(format string, i int) (rest string, value uint32, ok bool) {
+		if len(values) == 0 {
+			return "", 0, false
 		}
-		v := values[0].Value
-		values = values[1:]
-		return uint32(v), true
+		if rest, ok = strings.CutPrefix(values[0].Name, fmt.Sprintf(format, i)); ok {
+			value = uint32(values[0].Value)
+			values = values[1:]
+		}
+		return rest, value, ok
 	}
 	var entries []Entry
 	for i := 0; len(values) > 0; i++ {
-		priority, ok := take(fmt.Sprintf("priority_%d", i))
+		_, priority, ok := take("priority_%d", i)
 		if !ok {
 			return nil, fmt.Errorf("%w: %q is not the priority of member %d", errDescription, values[0].Name, i)
 		}
-		proceedOn, ok := take(fmt.Sprintf("proceed_on_%d", i))
-		if !ok || actions(chain.Actions(proceedOn)) != chain.Actions(proceedOn) {
+		_, proceedOn, ok := take("proceed_on_%d", i)
+		if !ok {
 			return nil, fmt.Errorf("%w: it does not tell the actions of member %d", errDescription, i)
 		}
-		var name string
-		parts := 0
-		for ; len(values) > 0; parts++ {
-			part, ok := strings.CutPrefix(values[0].Name, fmt.Sprintf("name_%d_", i))
+		name := ""
+		for {
+			part, _, ok := take("name_%d_", i)
 			if !ok {
 				break
 			}
-			if values[0].Value != uint64(parts) {
-				return nil, fmt.Errorf("%w: a part of the name of member %d is missing", errDescription, i)
-			}
 			name += part
-			values = values[1:]
 		}
-		plain, ok := unescape(name)
-		if !ok || parts == 0 {
-			return nil, fmt.Errorf("%w: it does not tell the name of member %d", errDescription, i)
+		plain, err := unescape(name)
+		if err != nil {
+			return nil, fmt.Errorf("%w: the name of member %d: %w", errDescription, i, err)
 		}
 		entries = append(entries, Entry{Name: plain, Priority: priority, ProceedOn: chain.Actions(proceedOn)})
 	}
-	if len(entries) == 0 {
-		return nil, fmt.Errorf("%w: it tells of no members", errDescription)
+	if len(entries) == 0 || !slices.Equal(describe(entries).Values, e.Values) {
+		return nil, errDescription
 	}
 	return entries, nil
 }
@@ -126,29 +125,28 @@ func escape(name string) string {
 	return b.String()
 }
 
-// unescape reads what escape wrote, and nothing else.
-func unescape(s string) (string, bool) {
+// unescape reads what escape wrote.
+func unescape(s string) (string, error) {
 	var b strings.Builder
-	for rest := s; rest != ""; {
-		c := rest[0]
+	for s != "" {
+		before, after, escaped := strings.Cut(s, "_")
+		b.WriteString(before)
 		switch {
-		case c != '_':
-			b.WriteByte(c)
-			rest = rest[1:]
-		case strings.HasPrefix(rest, "__"):
+		case !escaped:
+		case strings.HasPrefix(after, "_"):
 			b.WriteByte('_')
-			rest = rest[2:]
+			after = after[1:]
+		case len(after) < 2:
+			return "", errors.New("it ends within a byte")
 		default:
-			if len(rest) < 3 {
-				return "", false
-			}
-			code, err := hex.DecodeString(rest[1:3])
+			c, err := hex.DecodeString(after[:2])
 			if err != nil {
-				return "", false
+				return "", err
 			}
-			b.Write(code)
-			rest = rest[3:]
+			b.Write(c)
+			after = after[2:]
 		}
+		s = after
 	}
-	return b.String(), escape(b.String()) == s
+	return b.String(), nil
 }

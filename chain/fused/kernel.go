@@ -1,15 +1,17 @@
 package fused
 
 import (
+	"fmt"
 	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 
 	"github.com/holdfast-bpf/holdfast/chain"
 )
 
-// thisKernel asks the kernel by loading small programs, each at most once.
+// thisKernel asks the kernel by loading small programs.
 var thisKernel = facts{
 	mapID: func(m *ebpf.Map) uint32 {
 		info, err := m.Info()
@@ -20,6 +22,7 @@ var thisKernel = facts{
 		return uint32(id)
 	},
 	stack:     sync.OnceValues(tryStack),
+	calls:     tryCalls,
 	tailCalls: sync.OnceValue(tryTailCalls),
 }
 
@@ -33,7 +36,7 @@ const (
 // tryStack tells what the main function and every other takes, from whether a
 // function with all the stack there is can be called.
 func tryStack() (main, round int) {
-	if loads(callingFunction(asm.StoreImm(asm.RFP, -maxStack, 0, asm.DWord))) {
+	if loads(callingProgram([]asm.Instruction{asm.StoreImm(asm.RFP, -maxStack, 0, asm.Word)})) {
 		return 0, compiledFrame
 	}
 	return interpretedFrame, interpretedFrame
@@ -47,19 +50,40 @@ func tryTailCalls() bool {
 		return true
 	}
 	defer array.Close()
-	return loads(callingFunction(
+	jump := []asm.Instruction{
 		asm.LoadMapPtr(asm.R2, array.FD()),
 		asm.Mov.Imm(asm.R3, 0),
 		asm.FnTailCall.Call(),
-	)) || !loads(callingFunction())
+	}
+	return loads(callingProgram(jump)) || !loads(callingProgram(nil))
 }
 
-// callingFunction is a program that calls a function which does that.
-func callingFunction(what ...asm.Instruction) asm.Instructions {
-	const name = "called"
-	code := asm.Instructions{asm.Call.Label(name), asm.Return()}
-	code = append(code, append(what, asm.Mov.Imm(asm.R0, int32(chain.Pass)), asm.Return())...)
-	code[2] = code[2].WithSymbol(name)
+// tryCalls tries to call a function that calls another, and so on.
+func tryCalls(depth int) bool {
+	return loads(callingProgram(make([][]asm.Instruction, depth)...))
+}
+
+// callingProgram calls a global function, as a chain does its members,
+// which calls the next, and so on. Each does what is given.
+func callingProgram(functions ...[]asm.Instruction) asm.Instructions {
+	name := func(i int) string { return fmt.Sprint("called", i) }
+	code := asm.Instructions{
+		btf.WithFuncMetadata(asm.Call.Label(name(0)).WithSymbol("main"), memberFunction("main", btf.GlobalFunc, contextParam)),
+		asm.Return(),
+	}
+	for i, f := range functions {
+		linkage := btf.StaticFunc
+		if i == 0 {
+			linkage = btf.GlobalFunc
+		}
+		begin := len(code)
+		code = append(code, f...)
+		if i < len(functions)-1 {
+			code = append(code, asm.Call.Label(name(i+1)))
+		}
+		code = append(code, asm.Mov.Imm(asm.R0, int32(chain.Pass)), asm.Return())
+		code[begin] = btf.WithFuncMetadata(code[begin].WithSymbol(name(i)), memberFunction(name(i), linkage, contextParam))
+	}
 	return code
 }
 

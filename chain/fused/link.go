@@ -106,9 +106,18 @@ func mainFunction(members []Member) asm.Instructions {
 	code[0] = btf.WithFuncMetadata(code[0].WithSymbol(mainName), &btf.Func{
 		Name:    mainName,
 		Linkage: btf.GlobalFunc,
-		Type:    &btf.FuncProto{Params: []btf.FuncParam{contextParam}, Return: describe(members)},
+		Type:    &btf.FuncProto{Params: []btf.FuncParam{contextParam}, Return: describe(entries(members))},
 	}).WithSource(asm.Comment(fmt.Sprintf("a chain of %d members", len(members))))
 	return code
+}
+
+// entries are what is told of the members.
+func entries(members []Member) []Entry {
+	all := make([]Entry, len(members))
+	for i, m := range members {
+		all[i] = Entry{Name: m.Name, Priority: m.Priority, ProceedOn: m.ProceedOn}
+	}
+	return all
 }
 
 // proceed goes to next if the action in R0 is in the set, or falls through to

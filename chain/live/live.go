@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -29,10 +28,9 @@ import (
 const (
 	programName = "holdfast_live"
 	section     = ".bss"
-	// layout is the name of the program's parameter: a prefix, and the number
-	// of the layout of functions and state.
-	layoutPrefix = "layout"
-	layout       = layoutPrefix + "1"
+	// magic and layout are what the state begins with.
+	magic  = 0x48464c56
+	layout = 1
 )
 
 // Empty is what a slot returns that no member is in. The chain goes on after it,
@@ -59,11 +57,14 @@ var (
 
 // state is the dispatcher's map, as bpf/live.c has it.
 type state struct {
+	magic, layout uint32
+
 	enabled     atomic.Uint64
 	masked      atomic.Uint64
 	proceedOn   [slotCount]uint8
 	frags       bool
 	deviceBound bool
+	functions   [slotCount]uint32 // their type ids
 }
 
 // Options say what kind of dispatcher is loaded. All its members have to fit.
@@ -81,9 +82,6 @@ type Options struct {
 type Dispatcher struct {
 	program *ebpf.Program
 	id      uint32
-	// functions are the type ids of the slots' functions.
-	functions [slotCount]uint32
-
 	// memory is the map, as state.
 	memory []byte
 	state  *state
@@ -153,13 +151,23 @@ func (d *Dispatcher) begin(m *ebpf.Map, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := d.open(info, types, m); err != nil {
+	if err := d.open(info, m); err != nil {
 		return err
 	}
-	for slot := range d.state.proceedOn {
-		d.state.proceedOn[slot] = uint8(chain.DefaultProceedOn)
+	s := d.state
+	for slot := range Slot(slotCount) {
+		var f *btf.Func
+		if err := types.TypeByName(slot.function(), &f); err != nil {
+			return fmt.Errorf("the dispatcher has no function %s: %w", slot.function(), err)
+		}
+		id, err := types.TypeID(f)
+		if err != nil {
+			return err
+		}
+		s.functions[slot], s.proceedOn[slot] = uint32(id), uint8(chain.DefaultProceedOn)
 	}
-	d.state.frags, d.state.deviceBound = o.Frags, o.Ifindex != 0
+	s.frags, s.deviceBound = o.Frags, o.Ifindex != 0
+	s.magic, s.layout = magic, layout
 	return nil
 }
 
@@ -178,22 +186,11 @@ func typesOf(p kernel.ProgramInfo) (*btf.Spec, error) {
 	return h.Spec(nil)
 }
 
-// open reads what the kernel knows the slots by, and maps the state.
-func (d *Dispatcher) open(info kernel.ProgramInfo, types *btf.Spec, m *ebpf.Map) error {
+// open maps the state.
+func (d *Dispatcher) open(info kernel.ProgramInfo, m *ebpf.Map) error {
 	d.id = info.ID
-	for slot := range Slot(slotCount) {
-		var f *btf.Func
-		if err := types.TypeByName(slot.function(), &f); err != nil {
-			return fmt.Errorf("the dispatcher has no function %s: %w", slot.function(), err)
-		}
-		id, err := types.TypeID(f)
-		if err != nil {
-			return err
-		}
-		d.functions[slot] = uint32(id)
-	}
 	const size = unsafe.Sizeof(state{})
-	if uintptr(m.ValueSize()) != size || m.MaxEntries() != 1 || m.Type() != ebpf.Array {
+	if uintptr(m.ValueSize()) < size || m.MaxEntries() != 1 || m.Type() != ebpf.Array {
 		return fmt.Errorf("the dispatcher's map is not the array of one element of %d bytes that it should be", size)
 	}
 	memory, err := kernel.MapMemory(kernel.FD(m.FD()), int(size))
@@ -254,46 +251,28 @@ func Open(programID uint32) (*Dispatcher, error) {
 		return fail(xdp.ErrUnexpected, detail+": "+err.Error(), "try again", err)
 	}
 	d := &Dispatcher{program: program}
-	types, err := typesOf(info)
-	if err != nil {
-		d.Close()
-		return fail(xdp.ErrUnexpected, detail+": its type information can't be read: "+err.Error(), "try again", err)
-	}
-	switch found := layoutOf(types); {
-	case found == layout:
-	case strings.HasPrefix(found, layoutPrefix):
-		d.Close()
-		return fail(ErrLayout, fmt.Sprintf("%s has %s, and this Holdfast knows %s only", detail, found, layout),
-			"use the version of Holdfast that attached it", nil)
-	default:
-		d.Close()
-		return fail(ErrNotDispatcher, detail, "it can be detached or replaced as a whole", nil)
-	}
 	m, err := ebpf.NewMapFromID(ebpf.MapID(info.MapID))
 	if err != nil {
 		d.Close()
 		return fail(xdp.ErrUnexpected, detail+": its map can't be opened: "+err.Error(), "try again", err)
 	}
 	defer m.Close()
-	if err := d.open(info, types, m); err != nil {
+	const asAWhole = "it can be detached or replaced as a whole"
+	if err := d.open(info, m); err != nil {
 		d.Close()
-		return fail(ErrNotDispatcher, detail+": "+err.Error(), "it can be detached or replaced as a whole", err)
+		return fail(ErrNotDispatcher, detail+": "+err.Error(), asAWhole, err)
+	}
+	switch s := d.state; {
+	case s.magic != magic:
+		d.Close()
+		return fail(ErrNotDispatcher, detail, asAWhole, nil)
+	case s.layout != layout:
+		found := s.layout
+		d.Close()
+		return fail(ErrLayout, fmt.Sprintf("%s has layout %d, and this Holdfast knows %d only", detail, found, layout),
+			"use the version of Holdfast that attached it", nil)
 	}
 	return d, nil
-}
-
-// layoutOf is the name of the main function's parameter, empty if there is
-// another number of them.
-func layoutOf(types *btf.Spec) string {
-	var f *btf.Func
-	if types.TypeByName(programName, &f) != nil {
-		return ""
-	}
-	proto, ok := f.Type.(*btf.FuncProto)
-	if !ok || len(proto.Params) != 1 {
-		return ""
-	}
-	return proto.Params[0].Name
 }
 
 // Close frees the handle. It detaches nothing: what is attached stays so, and
@@ -336,7 +315,7 @@ func (d *Dispatcher) Attach(slot Slot, program kernel.FD) (kernel.FD, error) {
 	if err := d.unused("attach to", slot); err != nil {
 		return -1, err
 	}
-	link, err := kernel.LinkCreateExtension(int(program), d.program.FD(), d.functions[slot])
+	link, err := kernel.LinkCreateExtension(int(program), d.program.FD(), d.state.functions[slot])
 	if err != nil {
 		return -1, d.explainAttach(slot, err)
 	}
@@ -492,7 +471,7 @@ func (d *Dispatcher) Read() (State, error) {
 		return State{}, e
 	}
 	slots := make(map[uint32]Slot, slotCount)
-	for slot, f := range d.functions {
+	for slot, f := range d.state.functions {
 		slots[f] = Slot(slot)
 	}
 	for _, l := range links {

@@ -35,6 +35,7 @@ import (
 //go:generate bpf2go Mark ../../bpf/mark.c
 //go:generate bpf2go Member ../../bpf/member.c
 //go:generate bpf2go Mixed ../../bpf/mixed.c
+//go:generate bpf2go Parts ../../bpf/parts.c
 //go:generate bpf2go Pass ../../bpf/pass.c
 //go:generate bpf2go Pinned ../../bpf/pinned.c
 //go:generate bpf2go Proprietary ../../bpf/proprietary.c

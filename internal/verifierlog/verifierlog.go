@@ -15,6 +15,10 @@ func Telling(log []string) string {
 		"mark_precise: ", "insns processed ",
 	}
 	isNoise := func(line string) bool {
+		// "subprog 2 (filter) global insns_self 10 ..." is what Linux 7.3 counts.
+		if strings.HasPrefix(line, "subprog ") && strings.Contains(line, " insns_self ") {
+			return true
+		}
 		return line == "" || slices.ContainsFunc(noise, func(p string) bool { return strings.HasPrefix(line, p) })
 	}
 	// Newer kernels (7.3) explain on many lines what they have said above.

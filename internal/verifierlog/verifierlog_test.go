@@ -15,6 +15,12 @@ func TestTheTellingLineOfAVerifierLogIsFound(t *testing.T) {
 			"processed 1 insns (limit 1000000) max_states_per_insn 0",
 			"verification time 12 usec", "stack depth 0",
 		}, "cannot call GPL-restricted function from non-GPL compatible program"},
+		"before the counts of each function": {[]string{
+			"BPF program is too large. Processed 1000001 insn",
+			"processed 1000001 insns (limit 1000000) max_states_per_insn 4",
+			"subprog 0 (main) global insns_self 4 insns_total 4 stack 0",
+			"subprog 1 (called) insns_self 999997 insns_total 999997 stack 16",
+		}, "BPF program is too large. Processed 1000001 insn"},
 		"with the half before": {[]string{
 			"3: (71) r0 = *(u8 *)(r1 +13)",
 			"invalid access to packet, off=13 size=1, R1(id=0,off=13,r=0)",
