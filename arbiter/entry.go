@@ -187,7 +187,7 @@ func (a *Arbiter) readEntry(key string) (*entry, error) {
 			}
 			e.link = &info
 		case name == chainPin:
-			e.chain, err = readChainRecord(a.root.Path(key, chainPin))
+			e.chain, err = a.readChainRecord(a.root.Path(key, chainPin))
 			if errors.Is(err, os.ErrNotExist) {
 				continue
 			}

@@ -94,7 +94,7 @@ func (x *execution) create() error {
 	if err := os.Mkdir(x.path(), 0o700); err != nil {
 		return err
 	}
-	r, err := createChainRecord(x.path(chainPin), x.hook.Name())
+	r, err := x.createChainRecord(x.path(chainPin), x.hook.Name())
 	x.record = r
 	return err
 }
@@ -194,7 +194,7 @@ func (x *execution) fillSlots() error {
 	if len(x.slots) == 0 {
 		return nil
 	}
-	return x.record.put(keyNext, x.next)
+	return x.record.amend(x.l, x.next)
 }
 
 // mine tells whether the member is one that this change adds, and this process
@@ -309,7 +309,7 @@ func (x *execution) hand(root *xdp.Link) error {
 // before it needed.
 func (x *execution) finish() error {
 	before := x.record.current
-	if err := x.record.decide(x.l, x.next); err != nil {
+	if err := x.record.decide(x.l); err != nil {
 		return err
 	}
 	drain := leaves(before, x.next)
@@ -379,15 +379,14 @@ func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error
 	a.log("settled a change that a killed process had begun", "entry", key, "made", made)
 	drain := leaves(r.current, r.next) || leaves(r.next, r.current)
 	had := r.current
-	runs := r.current
 	if made {
 		if err := a.keepSettled(key, r); err != nil {
 			return false, err
 		}
-		runs, r.header.Done = r.next, r.header.Pending
-	}
-	if err := r.decide(l, runs); err != nil {
-		return false, err
+		if err := r.decide(l); err != nil {
+			return false, err
+		}
+		r.header.Done = r.header.Pending
 	}
 	if err := a.sweep(l, key, r, drain); err != nil {
 		return false, err
@@ -570,18 +569,21 @@ func (a *Arbiter) acknowledgeChain(key string, owner Owner) Acknowledge {
 			return err
 		}
 		defer l.unlock()
-		e, err := a.readEntry(key)
+		r, err := a.readChainRecord(a.root.Path(key, chainPin))
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		r := e.chain
-		if r == nil || r.header.Pending != nil || r.header.Done == nil || r.header.Done.By != owner.Process {
+		if r.header.Pending != nil || r.header.Done == nil || r.header.Done.By != owner.Process {
 			return nil // others went on from there
 		}
 		if r.current.ProgramID == 0 {
+			e, err := a.readIfThere(key)
+			if err != nil || e == nil {
+				return err
+			}
 			return a.removeEntry(l, e)
 		}
 		r.header.Done = nil

@@ -123,7 +123,7 @@ func (h *HeldMember) takeOver() error {
 		return err
 	}
 	defer lock.unlock()
-	r, err := readChainRecord(a.root.Path(h.key, chainPin))
+	r, err := a.readChainRecord(a.root.Path(h.key, chainPin))
 	if errors.Is(err, os.ErrNotExist) {
 		return h.ended("its chain is gone")
 	}
