@@ -135,6 +135,33 @@ type chainRecord struct {
 	// nextJSON is next as it is written down.
 	nextJSON []byte
 	lately   *lately
+	// elements is the map while it is kept open.
+	elements *ebpf.Map
+}
+
+// keepOpen keeps the map open for what comes. The caller calls what it returns
+// afterwards.
+func (r *chainRecord) keepOpen() (release func(), err error) {
+	if r.elements, err = openChainMap(r.path); err != nil {
+		return nil, err
+	}
+	return func() {
+		r.elements.Close()
+		r.elements = nil
+	}, nil
+}
+
+// with calls f with the map.
+func (r *chainRecord) with(f func(*ebpf.Map) error) error {
+	if r.elements != nil {
+		return f(r.elements)
+	}
+	m, err := openChainMap(r.path)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return f(m)
 }
 
 // lately is the arrangement that an arbiter has read or written last, by its
@@ -235,12 +262,8 @@ func (a *Arbiter) readChainRecord(path string) (*chainRecord, error) {
 // member reads whose a member is.
 func (r *chainRecord) member(id uint32) (memberRecord, error) {
 	var found memberRecord
-	m, err := openChainMap(r.path)
-	if err != nil {
-		return found, err
-	}
-	defer m.Close()
-	return found, getElement(m, id, &found)
+	err := r.with(func(m *ebpf.Map) error { return getElement(m, id, &found) })
+	return found, err
 }
 
 // element is one of the map as it is there, with zeros behind its JSON.
@@ -294,53 +317,38 @@ func putJSON(m *ebpf.Map, key uint32, json []byte) error {
 	return nil
 }
 
-func (r *chainRecord) put(key uint32, value any) error {
-	m, err := openChainMap(r.path)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	return putElement(m, key, value)
+func (r *chainRecord) putHeader() error {
+	return r.with(func(m *ebpf.Map) error { return putElement(m, keyHeader, r.header) })
 }
-
-func (r *chainRecord) putHeader() error { return r.put(keyHeader, r.header) }
 
 // begin writes down what a change is about to do. From then on whoever reads the
 // record can complete it or undo it.
-func (r *chainRecord) begin(_ locked, by request, next arrangement, fresh map[uint32]memberRecord) error {
-	m, err := openChainMap(r.path)
+func (r *chainRecord) begin(l locked, by request, next arrangement, fresh map[uint32]memberRecord) error {
+	err := r.with(func(m *ebpf.Map) error {
+		for id, member := range fresh {
+			if err := putElement(m, id, member); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	defer m.Close()
-	for id, member := range fresh {
-		if err := putElement(m, id, member); err != nil {
-			return err
-		}
-	}
-	if err := r.putNext(m, next); err != nil {
+	if err := r.amend(l, next); err != nil {
 		return err
 	}
 	r.header.Pending = &by
-	return putElement(m, keyHeader, r.header)
+	return r.putHeader()
 }
 
-// amend writes down more of what a change that has begun is about to do.
-func (r *chainRecord) amend(_ locked, next arrangement) error {
-	m, err := openChainMap(r.path)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	return r.putNext(m, next)
-}
-
-func (r *chainRecord) putNext(m *ebpf.Map, next arrangement) (err error) {
+// amend writes down more of what a change is about to do.
+func (r *chainRecord) amend(_ locked, next arrangement) (err error) {
 	r.next = next
 	if r.nextJSON, err = json.Marshal(next); err != nil {
 		return err
 	}
-	return putJSON(m, keyNext, r.nextJSON)
+	return r.with(func(m *ebpf.Map) error { return putJSON(m, keyNext, r.nextJSON) })
 }
 
 // decide says that what the change was about to do is what runs.
@@ -348,13 +356,8 @@ func (r *chainRecord) putNext(m *ebpf.Map, next arrangement) (err error) {
 // Killed afterwards, whoever finds the change pending decides once more, and
 // comes to the same.
 func (r *chainRecord) decide(_ locked) error {
-	m, err := openChainMap(r.path)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
 	r.current = r.next
-	if err := putJSON(m, keyCurrent, r.nextJSON); err != nil {
+	if err := r.with(func(m *ebpf.Map) error { return putJSON(m, keyCurrent, r.nextJSON) }); err != nil {
 		return err
 	}
 	r.lately.keep(r.nextJSON, r.next)
@@ -364,23 +367,24 @@ func (r *chainRecord) decide(_ locked) error {
 // end closes a change that was decided, and forgets the members that are not in
 // the chain: those of the arrangements that are given.
 func (r *chainRecord) end(_ locked, had ...arrangement) error {
-	m, err := openChainMap(r.path)
+	err := r.with(func(m *ebpf.Map) error {
+		for _, a := range had {
+			for _, p := range a.Members {
+				if r.current.find(p.ID) != nil {
+					continue
+				}
+				if err := m.Delete(p.ID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+					return fmt.Errorf("write the chain's record: %w", err)
+				}
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	defer m.Close()
-	for _, a := range had {
-		for _, p := range a.Members {
-			if r.current.find(p.ID) != nil {
-				continue
-			}
-			if err := m.Delete(p.ID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				return fmt.Errorf("write the chain's record: %w", err)
-			}
-		}
-	}
 	r.header.Pending = nil
-	return putElement(m, keyHeader, r.header)
+	return r.putHeader()
 }
 
 // summary is the record of the chain as a whole, but for its owner.

@@ -76,7 +76,12 @@ func (a *Arbiter) execute(l locked, now hookState, t *Transaction, p *plan, b *b
 	} else {
 		x.record = now.entry.chain
 	}
-	if err := x.run(); err != nil {
+	release, err := x.record.keepOpen()
+	if err == nil {
+		err = x.run()
+		release()
+	}
+	if err != nil {
 		undo := x.undo
 		if first {
 			undo = x.discard
@@ -528,18 +533,17 @@ func (a *Arbiter) deadMembers(key string, r *chainRecord) map[uint32]bool {
 		if m.Lifetime != owned.Held {
 			continue
 		}
-		record, err := r.member(m.ID)
-		alive := err != nil || record.Owner.Alive()
 		if r.current.Engine == Live {
 			pin := a.root.Path(key, memberDir(m.ID), linkPinName(r.current.ProgramID, m.Slot))
-			if _, err := os.Lstat(pin); err == nil {
-				// It waits to be taken over, and lives by its pin until then.
-				dead[m.ID] = !alive
+			if _, err := os.Lstat(pin); err != nil {
+				if !linkLives(m.LinkID) {
+					dead[m.ID] = true
+				}
 				continue
 			}
-			alive = linkLives(m.LinkID)
+			// It waits to be taken over, and lives by its pin until then.
 		}
-		if !alive {
+		if record, err := r.member(m.ID); err == nil && !record.Owner.Alive() {
 			dead[m.ID] = true
 		}
 	}

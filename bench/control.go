@@ -88,7 +88,7 @@ func controlHere(directory string, out io.Writer) error {
 	defer a.Close()
 	contenders := []contender{
 		{permanentMember, func(c *clock) error { return growChain(c, a, w.hooks[0], file, owned.Permanent) }},
-		//{heldMember, func(c *clock) error { return growChain(c, a, w.hooks[0], file, owned.Held) }},
+		{heldMember, func(c *clock) error { return growChain(c, a, w.hooks[0], file, owned.Held) }},
 		{bareMember, func(c *clock) error { return loadAndLink(c, w.hooks[1], file) }},
 	}
 	r := &results{Interfaces: 1, Setup: w.took, Races: map[string]*outcome{}}
