@@ -20,6 +20,10 @@
 // constants in the code; after a member that goes on after XDP_PASS only, that is
 // one instruction.
 //
+// [Load] leaves out the calls of small members without functions, loops and tail
+// calls of their own, and has their code in the main function, if the verifier
+// takes it so: on some processors a call costs more than such a member.
+//
 // The chain means the same in every engine: it goes on to the next member when
 // one returned an action that the member proceeds on. A number that is no action
 // ends it, and is what the chain returns. When the last member says to go on, the

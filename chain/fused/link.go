@@ -29,26 +29,31 @@ func Link(members []Member) (*ebpf.ProgramSpec, error) {
 	if err := checkKinds(members); err != nil {
 		return nil, err
 	}
-	first := members[0].Program.Spec
 	if alone(members) {
-		spec := first.Copy()
+		spec := members[0].Program.Spec.Copy()
 		spec.AttachType = ebpf.AttachXDP
 		bind(spec.Instructions, members[0].Program.Maps)
 		return spec, nil
 	}
 
-	spec := &ebpf.ProgramSpec{
+	spec := emptySpec(members)
+	spec.Instructions = mainFunction(members)
+	for i, m := range members {
+		spec.Instructions = append(spec.Instructions, memberFunctions(i, m)...)
+	}
+	return spec, nil
+}
+
+// emptySpec is the program but for its code.
+func emptySpec(members []Member) *ebpf.ProgramSpec {
+	first := members[0].Program.Spec
+	return &ebpf.ProgramSpec{
 		Name: mainName, Type: ebpf.XDP, AttachType: ebpf.AttachXDP,
 		License:   license(members),
 		ByteOrder: first.ByteOrder,
 		Ifindex:   first.Ifindex,
 		Flags:     flags(members),
 	}
-	spec.Instructions = mainFunction(members)
-	for i, m := range members {
-		spec.Instructions = append(spec.Instructions, memberFunctions(i, m)...)
-	}
-	return spec, nil
 }
 
 // alone tells whether the only member does all that its chain would: that
@@ -82,19 +87,35 @@ const endLabel = "the end"
 
 func nextLabel(i int) string { return fmt.Sprintf("after member %d", i) }
 
-// mainFunction calls the members. The kernel may leave any number in the upper
-// half of what they return, so only the lower is looked at.
+// mainFunction calls all members.
 func mainFunction(members []Member) asm.Instructions {
-	const context = asm.R6
-	code := asm.Instructions{asm.Mov.Reg(context, asm.R1)}
+	return mainWith(members, context{}, make([]asm.Instructions, len(members)))
+}
+
+// mainWith calls the members, but for those whose body is given, which stands in
+// place of the call.
+//
+// The kernel may leave any number in the upper half of what they return, so only
+// the lower is looked at.
+func mainWith(members []Member, c context, bodies []asm.Instructions) asm.Instructions {
+	code := asm.Instructions{c.keep()}
 	label := ""
 	for i, m := range members {
 		if i > 0 {
-			code = append(code, asm.Mov.Reg(asm.R1, context).WithSymbol(label))
+			code = append(code, c.give().WithSymbol(label))
 		}
-		code = append(code, asm.Call.Label(entry(i, m)))
 		label = nextLabel(i)
-		code = append(code, proceed(actions(m.ProceedOn), i == len(members)-1, label)...)
+		on := proceed(actions(m.ProceedOn), i == len(members)-1, label)
+		if bodies[i] == nil {
+			code = append(code, asm.Call.Label(entry(i, m)))
+		} else {
+			code = append(code, bodies[i]...)
+			if len(on) == 0 {
+				on = asm.Instructions{asm.Ja.Label(endLabel)}
+			}
+			on[0] = on[0].WithSymbol(returnLabel(i))
+		}
+		code = append(code, on...)
 	}
 	// The last member said to go on.
 	end := asm.Return().WithSymbol(endLabel)
@@ -167,14 +188,7 @@ func memberFunctions(i int, m Member) asm.Instructions {
 
 	starts := functionStarts(spec.Name, code)
 	for at := range code {
-		ins := code[at]
-		if symbol := ins.Symbol(); symbol != "" {
-			ins = ins.WithSymbol(prefix(i) + symbol)
-		}
-		jump := ins.OpCode.Class().IsJump() && !ins.IsKfuncCall()
-		if ins.Reference() != "" && (jump || ins.IsLoadOfFunctionPointer() || ins.IsLoadFromMap()) {
-			ins = ins.WithReference(prefix(i) + ins.Reference())
-		}
+		ins := withPrefix(i, code[at])
 		if name, ok := starts[at]; ok {
 			f := btf.FuncMetadata(&ins)
 			switch {
@@ -197,6 +211,19 @@ func memberFunctions(i int, m Member) asm.Instructions {
 		code[at] = ins
 	}
 	return code
+}
+
+// withPrefix gives the member's names in the instruction, and those that it refers
+// to, their prefix.
+func withPrefix(i int, ins asm.Instruction) asm.Instruction {
+	if symbol := ins.Symbol(); symbol != "" {
+		ins = ins.WithSymbol(prefix(i) + symbol)
+	}
+	jump := ins.OpCode.Class().IsJump() && !ins.IsKfuncCall()
+	if ins.Reference() != "" && (jump || ins.IsLoadOfFunctionPointer() || ins.IsLoadFromMap()) {
+		ins = ins.WithReference(prefix(i) + ins.Reference())
+	}
+	return ins
 }
 
 // functionStarts are the instructions that functions begin with, and their

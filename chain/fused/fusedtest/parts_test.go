@@ -318,3 +318,18 @@ func TestAChainIsLinkedAnewWithWhatItsMapsHold(t *testing.T) {
 		t.Errorf("both chains counted to %d, want %d", zero, 3*7)
 	}
 }
+
+// A member whose code stands in the main function takes from the stack of those
+// that are called.
+func TestWhatFitsOnlyIfAllAreCalledIsLoadedSo(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	for name, bytes := range map[string]int16{"some stack": 64, "much of it": 400} {
+		members := []fused.Member{of("wide", stack(bytes)), calling("deep", 128, 256), of("wide", stack(bytes))}
+		if err := fused.Check(members); err != nil {
+			t.Fatal(err)
+		}
+		if got := run(t, load(t, members...)); got != pass {
+			t.Errorf("with %s: %d", name, got)
+		}
+	}
+}
