@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -145,6 +146,7 @@ func growChain(c *clock, a *arbiter.Arbiter, hook *xdp.Hook, file string, lifeti
 		}
 		if slices.Contains(controlSizes, size) {
 			rest()
+			runtime.GC()
 			err = c.time(adding(size), 1, add)
 		} else {
 			err = add()
@@ -171,6 +173,7 @@ func loadAndLink(c *clock, hook *xdp.Hook, file string) error {
 		var program *object.Loaded
 		var link *xdp.Link
 		rest()
+		runtime.GC()
 		err = c.time(adding(size), 1, func() (err error) {
 			if program, err = o.Load(object.LoadOptions{}); err != nil {
 				return err
@@ -230,6 +233,7 @@ until it is acknowledged. Beside it, what it takes to load the same program
 and to attach it by a link to an interface that has none. Objects are parsed before
 in both. The first member runs alone, as itself; the second makes it a live chain,
 and loads the dispatcher. They run in an emulated machine with Linux %s.
+Go's garbage collector runs before each of them.
 
 ![times to add a member](benchmarks-control.svg)
 `, c.release)
