@@ -136,11 +136,6 @@ func (a *Arbiter) try(ctx context.Context, t *Transaction, s *sources) (*Applied
 		return nil, fmt.Errorf("%w: %s", errRaced, describeChain(now))
 	}
 	held, err := a.execute(l, now, t, p, b, s)
-	if errors.Is(err, live.ErrSlotTaken) {
-		// Whoever holds a member that had to make way lets its old link go a
-		// little later.
-		s.lookCloser = true
-	}
 	if err != nil {
 		return nil, err
 	}

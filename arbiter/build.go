@@ -210,11 +210,7 @@ func (a *Arbiter) buildLive(p *plan, s *sources, members []*source) (_ *build, e
 		}
 		b.closeLater(running)
 		if running.Frags() == wanted.Frags && running.DeviceBound() == (wanted.Ifindex != 0) {
-			taken, err := taken(running, current, s.lookCloser)
-			if err != nil {
-				return nil, err
-			}
-			if layout, err = live.Layout(seats(current, b.next), taken); err != nil {
+			if layout, err = live.Layout(seats(current, b.next), taken(running, current)|s.refused); err != nil {
 				return nil, err
 			}
 		}
@@ -274,18 +270,14 @@ func seats(current, next arrangement) []live.Wanted {
 	return all
 }
 
-// taken are the slots that packets may be in, or that a link still has: as far as
-// the chain knows, or as the kernel says.
-func taken(d *live.Dispatcher, current arrangement, ask bool) (live.Slots, error) {
+// taken are the slots that packets may be in, or that a link still has, as far as
+// the chain knows.
+func taken(d *live.Dispatcher, current arrangement) live.Slots {
 	all := d.Enabled()
 	for _, m := range current.Members {
 		all = all.With(m.Slot)
 	}
-	if !ask {
-		return all, nil
-	}
-	state, err := d.Read()
-	return all | state.Taken(), err
+	return all
 }
 
 func loadDispatcher(h *xdp.Hook, o live.Options) (d *live.Dispatcher, err error) {

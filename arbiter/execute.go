@@ -180,6 +180,9 @@ func (x *execution) fillSlots() error {
 			return err
 		}
 		fd, err := x.dispatcher.Attach(m.Slot, kernel.FD(s.program.FD()))
+		if errors.Is(err, live.ErrSlotTaken) {
+			x.sources.refused = x.sources.refused.With(m.Slot)
+		}
 		if err != nil {
 			return err
 		}

@@ -40,9 +40,9 @@ type sources struct {
 	changes []*source
 	// running are those of members that are in the chain already.
 	running map[uint32]*source
-	// lookCloser has the kernel say which slots have a link still. It goes
-	// through the links of all chains for that.
-	lookCloser bool
+	// refused are slots that the kernel did not give: whoever holds a member
+	// that had to make way, and the kernel itself, let a link go a little later.
+	refused live.Slots
 }
 
 // source is where one version of a member comes from.

@@ -76,6 +76,25 @@ func TestMembersRunInOrderAndGoOnAfterWhatTheyWereTold(t *testing.T) {
 	})
 }
 
+// The kernel lets a link that has lost its last pin go a little later, and a
+// holder that of a member that had to make way. Here somebody has it open.
+func TestASlotWhoseLinkIsLeftIsNobodysConflict(t *testing.T) {
+	onEachEngine(t, func(p *place, engine arbiter.Engine) {
+		p.must(p.make(p.request(engine, step{Op: owned.Add, Name: "a", Mark: 1}, step{Op: owned.Add, Name: "b", Mark: 2})))
+		for range 3 {
+			if engine == arbiter.Live {
+				link, err := kernel.LinkByID(p.status().Members[1].LinkID)
+				p.must(err)
+				defer link.Close()
+			}
+			p.must(p.make(p.request("", step{Op: owned.Remove, Name: "b"})))
+			p.must(p.make(p.request("", step{Op: owned.Add, Name: "b", Mark: 2})))
+			p.wantMet(1, 2)
+		}
+		p.removeAll()
+	})
+}
+
 func TestAMemberIsReplacedAndMovedWithItsMapsAsTheyAre(t *testing.T) {
 	onEachEngine(t, func(p *place, engine arbiter.Engine) {
 		ctx := context.Background()
