@@ -276,8 +276,9 @@ func (x *execution) attachRoot() (*xdp.Link, error) {
 
 // hand gives this process what it is to hold.
 func (x *execution) hand(root *xdp.Link) error {
-	for _, m := range x.next.Members {
-		if !x.mine(m) {
+	for i, id := range x.plan.ids { // in the order of the changes
+		m := x.next.find(id)
+		if x.sources.changes[i] == nil || m == nil || !x.mine(*m) {
 			continue
 		}
 		fd, err := kernel.FD(root.FD()).Dup()
@@ -289,16 +290,16 @@ func (x *execution) hand(root *xdp.Link) error {
 			fd.Close()
 			return err
 		}
-		link, ok := x.links[m.ID]
+		link, ok := x.links[id]
 		if !ok {
 			link = noFD
 		}
-		h, err := x.hold(x.key, m.ID, m.Name, own, link, x.sources.keep(x.plan, m.ID))
+		h, err := x.hold(x.key, id, m.Name, own, link, x.sources.keep(x.plan, id))
 		if err != nil {
 			own.Close()
 			return err
 		}
-		delete(x.links, m.ID)
+		delete(x.links, id)
 		x.held = append(x.held, h)
 	}
 	return nil

@@ -68,6 +68,7 @@ type source struct {
 // newSources reads what the changes want to be loaded. It loads nothing yet.
 func newSources(t *Transaction, owner Owner) (*sources, error) {
 	s := &sources{owner: owner, running: map[uint32]*source{}}
+	t.Changes = slices.Clone(t.Changes) // they are completed, and the caller's are not
 	type asked struct {
 		owned.Change
 		Digest string
@@ -81,26 +82,14 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 		c := &t.Changes[i]
 		var src *source
 		if c.Op == owned.Add || c.Op == owned.Replace {
-			if c.Object == nil {
-				return nil, &xdp.Error{Op: opApply, Hook: t.Hook.String(), Err: xdp.ErrInvalid, Detail: fmt.Sprintf("there is no object to %s %q with", c.Op, c.Name)}
-			}
-			info, err := c.Object.Program(c.Load.Program)
+			complete, loads, err := c.Complete(t.Hook.String())
 			if err != nil {
 				return nil, err
 			}
-			digest, err := c.Object.Digest(c.Load)
-			if err != nil {
-				return nil, err
-			}
-			if c.Name == "" {
-				c.Name = info.Name
-			}
-			if err := fillSettings(c, info.Name); err != nil {
-				return nil, err
-			}
-			src = &source{name: c.Name, object: c.Object, options: c.Load, frags: info.Frags, hook: t.Hook, record: memberRecord{
+			*c = complete
+			src = &source{name: c.Name, object: c.Object, options: c.Load, frags: loads.Program.Frags, hook: t.Hook, record: memberRecord{
 				Owner: owner, Since: time.Now().Round(time.Second),
-				Object: c.Object.Name(), Program: info.Name, Digest: digest, Variables: c.Object.Assignments(),
+				Object: c.Object.Name(), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(),
 			}}
 			if c.PersistAs != "" {
 				path, err := filepath.Abs(c.PersistAs) // it is removed from elsewhere
@@ -109,7 +98,7 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 				}
 				s.persistAs = path
 			}
-			request.Changes = append(request.Changes, asked{c.Change, digest})
+			request.Changes = append(request.Changes, asked{c.Change, loads.Digest})
 			held = held || c.Lifetime == owned.Held
 		} else {
 			request.Changes = append(request.Changes, asked{Change: c.Change})
@@ -128,23 +117,48 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 	return s, nil
 }
 
-// fillSettings takes what the change does not say from the object's run
-// configuration.
-func fillSettings(c *Change, program string) error {
-	if c.Op != owned.Add {
-		return nil
+// Loads is what an add or a replace loads.
+type Loads struct {
+	Program object.ProgramInfo
+	// Digest is as in [object.Loaded].
+	Digest string
+}
+
+// Complete returns an add or a replace of a member at the hook with what it
+// leaves to its object: the name, and of an add the priority and the actions. It
+// loads nothing. Errors: xdp.ErrInvalid where there is no object, and those of
+// [object.Object.Program] and [object.Object.RunConfig].
+func (c Change) Complete(hook string) (Change, Loads, error) {
+	if c.Object == nil {
+		return c, Loads{}, &xdp.Error{
+			Op: opApply, Hook: hook, Err: xdp.ErrInvalid,
+			Detail: fmt.Sprintf("there is no object to %s %q with", c.Op, c.Name), Hint: "give one",
+		}
 	}
-	rc, err := c.Object.RunConfig(program)
+	info, err := c.Object.Program(c.Load.Program)
 	if err != nil {
-		return err
+		return c, Loads{}, err
 	}
-	if c.Priority == nil && c.Before == "" && c.After == "" {
-		c.Priority = &rc.Priority
+	digest, err := c.Object.Digest(c.Load)
+	if err != nil {
+		return c, Loads{}, err
 	}
-	if c.ProceedOn == nil {
-		c.ProceedOn = &rc.ProceedOn
+	if c.Name == "" {
+		c.Name = info.Name
 	}
-	return nil
+	if c.Op == owned.Add {
+		rc, err := c.Object.RunConfig(info.Name)
+		if err != nil {
+			return c, Loads{}, err
+		}
+		if c.Priority == nil && c.Before == "" && c.After == "" {
+			c.Priority = &rc.Priority
+		}
+		if c.ProceedOn == nil {
+			c.ProceedOn = &rc.ProceedOn
+		}
+	}
+	return c, Loads{info, digest}, nil
 }
 
 func (s *sources) close() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
@@ -22,7 +23,9 @@ func bench() error {
 	interfaces := flag.Int("interfaces", 0, "run one world of that many interfaces and print its results (used by the program itself)")
 	inGuest := flag.Bool("chains", false, "measure shared chains, with what the virtual machine has, and print the results (used by the program itself)")
 	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces or -chains")
-	scratch := flag.String("scratch", "", "directory for files, with -interfaces or -chains")
+	onlyPackets := flag.Bool("packets", false, "measure only what a packet costs in chains, print that, and change no document; needs no root")
+	packetsInGuest := flag.Bool("packets-here", false, "measure that, with what the virtual machine has, and print the results (used by the program itself)")
+	scratch := flag.String("scratch", "", "directory for files, with -interfaces, -chains or -packets-here")
 	flag.Parse()
 	if *interfaces > 0 {
 		return child(*interfaces, *holdfast, *scratch, os.Stdout)
@@ -30,11 +33,14 @@ func bench() error {
 	if *inGuest {
 		return chains(*holdfast, *scratch, os.Stdout)
 	}
-	if os.Geteuid() != 0 {
+	if *packetsInGuest {
+		return packetsHere(*scratch, os.Stdout)
+	}
+	if os.Geteuid() != 0 && !*onlyPackets {
 		return errors.New("attaching needs root: run it with sudo")
 	}
 	for _, tool := range []string{"xdp-loader", "ip"} {
-		if _, err := exec.LookPath(tool); err != nil {
+		if _, err := exec.LookPath(tool); err != nil && !*onlyPackets {
 			return fmt.Errorf("%w: scripts/deps bench installs it", err)
 		}
 	}
@@ -53,6 +59,16 @@ func bench() error {
 	if output, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build holdfast: %w\n%s", err, output)
 	}
+	costs, err := packets(dir)
+	if err != nil {
+		return err
+	}
+	if *onlyPackets {
+		var b bytes.Buffer
+		packetSection(&b, costs)
+		_, err := b.WriteTo(os.Stdout)
+		return err
+	}
 	command := filepath.Join(dir, "holdfast")
 	var all []*results
 	for _, n := range []int{1, 10, 200, 2000} {
@@ -69,5 +85,5 @@ func bench() error {
 	if !filepath.IsAbs(*docs) {
 		*docs = filepath.Join(root, *docs)
 	}
-	return report(*docs, all, chains)
+	return report(*docs, all, chains, costs)
 }

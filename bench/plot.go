@@ -13,7 +13,10 @@ import (
 )
 
 // plots draws what the tables say.
-func plots(docs string, all []*results, chains *results) error {
+func plots(docs string, all []*results, chains *results, packets *packetCosts) error {
+	if err := plotPackets(filepath.Join(docs, "benchmarks-packets.svg"), packets); err != nil {
+		return err
+	}
 	if err := plotChains(filepath.Join(docs, "benchmarks-chains.svg"), chains); err != nil {
 		return err
 	}

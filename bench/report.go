@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -54,8 +55,8 @@ func gravest(estimates []estimate, limit float64) int {
 }
 
 // report writes benchmarks.md and its plots, and prints the targets.
-func report(docs string, all []*results, chains *chainResults) error {
-	targets := append(targets(all), chainTargets(chains.results)...)
+func report(docs string, all []*results, chains *chainResults, packets *packetCosts) error {
+	targets := slices.Concat(targets(all), chainTargets(chains.results), packetTargets(packets))
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Benchmarks\n\n`make bench` wrote this file and its plots; run it again, as root, for the\nnumbers of another machine. It took these on:\n\n%s\n", machine())
 
@@ -151,11 +152,12 @@ kernel what is attached now, and mark the change as acknowledged.
 	b.WriteString("\nOf the three only Holdfast says who holds a program. `xdp-loader` is left out\nwhere its time, which grows with the square of the interfaces, is many seconds.\n")
 	memoryTable(&b, all)
 	chainSection(&b, chains)
+	packetSection(&b, packets)
 	b.WriteString(method)
 	if err := os.WriteFile(filepath.Join(docs, "benchmarks.md"), b.Bytes(), 0o644); err != nil {
 		return err
 	}
-	return plots(docs, all, chains.results)
+	return plots(docs, all, chains.results, packets)
 }
 
 const method = `

@@ -141,9 +141,9 @@ SLOT(63)
 		}								\
 	} while (0)
 
-/* PLACE calls one of the place's two slots, or does something else where neither
- * is enabled. The bits of all slots before have been taken off the word, so what
- * is left of its lower half is below the bit of the last of them, and one
+/* PLACE calls one of the place's two slots, or does something else where it is
+ * free. The bits of all slots before have been taken off the word, so what is
+ * left of its lower half is below the bit of the last of them, and one
  * comparison, without a mask, tells whether a slot is enabled. */
 #define PLACE(MASKED, a, b, otherwise)			\
 	do {						\
@@ -156,8 +156,8 @@ SLOT(63)
 			otherwise;			\
 	} while (0)
 
-/* What else there is to do at a free place: to look for the end, to leave out all
- * places up to a slot if they are free, or nothing. */
+/* What else there is to do at a free place: to look whether that was all, or, at
+ * the first of eight, whether all of them up to a slot are free. */
 #define END				\
 	do {				\
 		if (unlikely(!word))	\
@@ -168,52 +168,49 @@ SLOT(63)
 		if ((__u32)word < BIT(last))	\
 			goto label;		\
 	} while (0)
-#define GO_ON do { } while (0)
 
-/* Members are met in the order of their places. Looking for the end at every
- * second place makes a single free place between members cheap. */
+/* Members are met in the order of their places. */
 #define CHAIN(MASKED)						\
 	do {							\
 		PLACE(MASKED, 0, 1, SKIP(15, place8));		\
 		PLACE(MASKED, 2, 3, END);			\
-		PLACE(MASKED, 4, 5, GO_ON);			\
+		PLACE(MASKED, 4, 5, END);			\
 		PLACE(MASKED, 6, 7, END);			\
-		PLACE(MASKED, 8, 9, GO_ON);			\
+		PLACE(MASKED, 8, 9, END);			\
 		PLACE(MASKED, 10, 11, END);			\
-		PLACE(MASKED, 12, 13, GO_ON);			\
+		PLACE(MASKED, 12, 13, END);			\
 		PLACE(MASKED, 14, 15, END);			\
 	place8:							\
 		PLACE(MASKED, 16, 17, SKIP(31, half));		\
 		PLACE(MASKED, 18, 19, END);			\
-		PLACE(MASKED, 20, 21, GO_ON);			\
+		PLACE(MASKED, 20, 21, END);			\
 		PLACE(MASKED, 22, 23, END);			\
-		PLACE(MASKED, 24, 25, GO_ON);			\
+		PLACE(MASKED, 24, 25, END);			\
 		PLACE(MASKED, 26, 27, END);			\
-		PLACE(MASKED, 28, 29, GO_ON);			\
+		PLACE(MASKED, 28, 29, END);			\
 		PLACE(MASKED, 30, 31, END);			\
 	half:							\
-		if (!word)					\
-			goto end;				\
+		END;						\
 		word >>= 32;					\
 		if (MASKED)					\
 			masked >>= 32;				\
 		PLACE(MASKED, 32, 33, SKIP(47, place24));	\
 		PLACE(MASKED, 34, 35, END);			\
-		PLACE(MASKED, 36, 37, GO_ON);			\
+		PLACE(MASKED, 36, 37, END);			\
 		PLACE(MASKED, 38, 39, END);			\
-		PLACE(MASKED, 40, 41, GO_ON);			\
+		PLACE(MASKED, 40, 41, END);			\
 		PLACE(MASKED, 42, 43, END);			\
-		PLACE(MASKED, 44, 45, GO_ON);			\
+		PLACE(MASKED, 44, 45, END);			\
 		PLACE(MASKED, 46, 47, END);			\
 	place24:						\
-		PLACE(MASKED, 48, 49, GO_ON);			\
+		PLACE(MASKED, 48, 49, END);			\
 		PLACE(MASKED, 50, 51, END);			\
-		PLACE(MASKED, 52, 53, GO_ON);			\
+		PLACE(MASKED, 52, 53, END);			\
 		PLACE(MASKED, 54, 55, END);			\
-		PLACE(MASKED, 56, 57, GO_ON);			\
+		PLACE(MASKED, 56, 57, END);			\
 		PLACE(MASKED, 58, 59, END);			\
-		PLACE(MASKED, 60, 61, GO_ON);			\
-		PLACE(MASKED, 62, 63, GO_ON);			\
+		PLACE(MASKED, 60, 61, END);			\
+		PLACE(MASKED, 62, 63, END);			\
 	end:							\
 		return XDP_PASS;				\
 	} while (0)

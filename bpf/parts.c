@@ -52,6 +52,16 @@ int functions(struct xdp_md *ctx)
 	return thrice(size_of(ctx)) == 3 * (int)(ctx->data_end - ctx->data) ? XDP_PASS : XDP_ABORTED;
 }
 
+SEC("xdp")
+int static_functions(struct xdp_md *ctx)
+{
+	from_five += step;
+	from_zero += step;
+	if (from_five != from_zero + 5)
+		return XDP_ABORTED;
+	return thrice(7) == 21 ? XDP_PASS : XDP_ABORTED;
+}
+
 /* Spin locks. */
 
 struct guarded {

@@ -217,3 +217,15 @@ func TestTheTableOfInteroperabilityIsTheOneThatIsTested(t *testing.T) {
 		t.Errorf("libxdp.md does not have this table:\n%s", table)
 	}
 }
+
+// What engines.md says about what can't be done is what the tests want.
+func TestTheTableOfLimitsIsTheOneThatIsTested(t *testing.T) {
+	table, err := os.ReadFile(filepath.Join(root, "chain/enginetest/testdata/limits.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := documents(t)["engines.md"]
+	if !strings.Contains(text, "\n\n"+string(table)+"\n") {
+		t.Errorf("engines.md does not have this table:\n%s", table)
+	}
+}

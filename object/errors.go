@@ -153,6 +153,15 @@ func (p *Prepared) explain(err error) *Error {
 		e.Err = fmt.Errorf("%w: binding a program to one device needs Linux 6.3", ErrNotSupported)
 		e.Hint = "load it unbound, or use a newer kernel"
 
+	case extension && strings.Contains(telling, "requires BTF"):
+		e.Err = fmt.Errorf("%w: the object has none, and what extends another program needs it", ErrBTF)
+		e.Hint = hintCompileBTF
+
+	case extension && strings.HasPrefix(telling, "Caller passes invalid args"):
+		// It does not know that what an extension is given is a packet.
+		e.Err = fmt.Errorf("%w: %s", ErrVerifier, telling)
+		e.Hint = "make the function static: before Linux 6.1 an extension can't hand the packet to a global one"
+
 	case telling != "":
 		e.Err = fmt.Errorf("%w: %s", ErrVerifier, telling)
 		if source := verifierlog.Source(ve.Log); source != "" {

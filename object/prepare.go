@@ -74,6 +74,7 @@ func (p *Prepared) Pin() error {
 	if err := p.pins.create(p.Maps); err != nil {
 		return errorf("pin the maps of", p.Object, p.Info.Name, err)
 	}
+	p.pins.missing = nil
 	return nil
 }
 

@@ -107,7 +107,7 @@ func TestNoSetOfActionsTakesMoreThanThreeComparisons(t *testing.T) {
 // value.
 func proceedAfter(code asm.Instructions, value uint32) bool {
 	for _, ins := range code {
-		jumps := false
+		var jumps bool
 		switch constant := uint32(ins.Constant); ins.OpCode.JumpOp() {
 		case asm.Ja:
 			jumps = true

@@ -158,7 +158,7 @@ func (d *Dispatcher) begin(m *ebpf.Map, o Options) error {
 	for slot := range Slot(slotCount) {
 		var f *btf.Func
 		if err := types.TypeByName(slot.function(), &f); err != nil {
-			return fmt.Errorf("the dispatcher has no function %s: %w", slot.function(), err)
+			return fmt.Errorf("it has no function %s: %w", slot.function(), err)
 		}
 		id, err := types.TypeID(f)
 		if err != nil {
@@ -186,14 +186,17 @@ func typesOf(p kernel.ProgramInfo) (*btf.Spec, error) {
 	return h.Spec(nil)
 }
 
+// stateSize is what the map holds at least: another layout may hold more.
+const stateSize = unsafe.Sizeof(state{})
+
+func isState(m *ebpf.Map) bool {
+	return uintptr(m.ValueSize()) >= stateSize && m.MaxEntries() == 1 && m.Type() == ebpf.Array && m.Flags()&unix.BPF_F_MMAPABLE != 0
+}
+
 // open maps the state.
 func (d *Dispatcher) open(info kernel.ProgramInfo, m *ebpf.Map) error {
 	d.id = info.ID
-	const size = unsafe.Sizeof(state{})
-	if uintptr(m.ValueSize()) < size || m.MaxEntries() != 1 || m.Type() != ebpf.Array {
-		return fmt.Errorf("the dispatcher's map is not the array of one element of %d bytes that it should be", size)
-	}
-	memory, err := kernel.MapMemory(kernel.FD(m.FD()), int(size))
+	memory, err := kernel.MapMemory(kernel.FD(m.FD()), int(stateSize))
 	if err != nil {
 		return fmt.Errorf("map the dispatcher's state into memory: %w", err)
 	}
@@ -222,57 +225,81 @@ func explainLoad(o Options, err error) error {
 //
 // Errors: ErrNotDispatcher, ErrLayout, xdp.ErrNotFound, xdp.ErrPermission.
 func Open(programID uint32) (*Dispatcher, error) {
-	fail := func(sentinel error, detail, hint string, cause error) (*Dispatcher, error) {
-		e := &xdp.Error{Op: "open dispatcher", Err: sentinel, Detail: fmt.Sprintf("program %d%s", programID, detail), Hint: hint}
-		errors.As(cause, &e.Errno)
+	d, e := open(programID)
+	if e != nil {
+		e.Op, e.Detail = "open dispatcher", fmt.Sprintf("program %d %s", programID, e.Detail)
 		return nil, e
 	}
+	return d, nil
+}
+
+func open(programID uint32) (*Dispatcher, *xdp.Error) {
 	fd, err := kernel.ProgramByID(programID)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return fail(xdp.ErrNotFound, " is not loaded", "look at what is attached now", nil)
+		return nil, &xdp.Error{Err: xdp.ErrNotFound, Detail: "is not loaded", Hint: "look at what is attached now"}
 	case errors.Is(err, unix.EPERM):
-		return fail(xdp.ErrPermission, " may not be looked into", "run as root: it needs CAP_SYS_ADMIN", err)
+		return nil, &xdp.Error{Err: xdp.ErrPermission, Detail: "may not be looked into", Hint: "run as root: it needs CAP_SYS_ADMIN", Errno: unix.EPERM}
 	case err != nil:
-		return fail(xdp.ErrUnexpected, " can't be opened", "try again", err)
+		return nil, unexpected(err)
 	}
 	info, err := kernel.ReadProgram(fd)
 	if err != nil {
 		fd.Close()
-		return fail(xdp.ErrUnexpected, " can't be read", "try again", err)
-	}
-	detail := fmt.Sprintf(" %q", info.Name)
-	if ebpf.ProgramType(info.Type) != ebpf.XDP || info.Name != programName || info.NumMaps != 1 || info.BTFID == 0 {
-		fd.Close()
-		return fail(ErrNotDispatcher, detail, "it can be detached or replaced as a whole", nil)
+		return nil, unexpected(err)
 	}
 	program, err := ebpf.NewProgramFromFD(int(fd))
 	if err != nil {
-		return fail(xdp.ErrUnexpected, detail+": "+err.Error(), "try again", err)
+		return nil, unexpected(err)
 	}
 	d := &Dispatcher{program: program}
+	if e := d.recognize(info); e != nil {
+		d.Close()
+		e.Detail = fmt.Sprintf("%q %s", info.Name, e.Detail)
+		return nil, e
+	}
+	return d, nil
+}
+
+func unexpected(err error) *xdp.Error {
+	e := &xdp.Error{Err: xdp.ErrUnexpected, Detail: "can't be read: " + err.Error(), Hint: "try again"}
+	errors.As(err, &e.Errno)
+	return e
+}
+
+// recognize opens what belongs to the program, or says why it is not one that
+// this package made.
+func (d *Dispatcher) recognize(info kernel.ProgramInfo) *xdp.Error {
+	not := func(detail string) *xdp.Error {
+		return &xdp.Error{Err: ErrNotDispatcher, Detail: detail, Hint: "it can be detached or replaced as a whole"}
+	}
+	if ebpf.ProgramType(info.Type) != ebpf.XDP || info.Name != programName {
+		return not("has another name or type")
+	}
+	if info.NumMaps != 1 {
+		return not(fmt.Sprintf("has %d maps instead of one", info.NumMaps))
+	}
 	m, err := ebpf.NewMapFromID(ebpf.MapID(info.MapID))
 	if err != nil {
-		d.Close()
-		return fail(xdp.ErrUnexpected, detail+": its map can't be opened: "+err.Error(), "try again", err)
+		return unexpected(err)
 	}
 	defer m.Close()
-	const asAWhole = "it can be detached or replaced as a whole"
+	if !isState(m) {
+		return not("has another map")
+	}
 	if err := d.open(info, m); err != nil {
-		d.Close()
-		return fail(ErrNotDispatcher, detail+": "+err.Error(), asAWhole, err)
+		return unexpected(err)
 	}
 	switch s := d.state; {
 	case s.magic != magic:
-		d.Close()
-		return fail(ErrNotDispatcher, detail, asAWhole, nil)
+		return not("has something else in its map")
 	case s.layout != layout:
-		found := s.layout
-		d.Close()
-		return fail(ErrLayout, fmt.Sprintf("%s has layout %d, and this Holdfast knows %d only", detail, found, layout),
-			"use the version of Holdfast that attached it", nil)
+		return &xdp.Error{
+			Err: ErrLayout, Detail: fmt.Sprintf("has layout %d, and this Holdfast knows %d only", s.layout, layout),
+			Hint: "use the version of Holdfast that attached it",
+		}
 	}
-	return d, nil
+	return nil
 }
 
 // Close frees the handle. It detaches nothing: what is attached stays so, and

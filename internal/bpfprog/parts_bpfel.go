@@ -36,6 +36,7 @@ const (
 	PartsProgNested          = "nested"
 	PartsProgRelocated       = "relocated"
 	PartsProgReported        = "reported"
+	PartsProgStaticFunctions = "static_functions"
 	PartsProgTimed           = "timed"
 	PartsVarFromFive         = "from_five"
 	PartsVarFromZero         = "from_zero"
@@ -100,6 +101,7 @@ type PartsProgramSpecs struct {
 	Nested          *ebpf.ProgramSpec `ebpf:"nested"`
 	Relocated       *ebpf.ProgramSpec `ebpf:"relocated"`
 	Reported        *ebpf.ProgramSpec `ebpf:"reported"`
+	StaticFunctions *ebpf.ProgramSpec `ebpf:"static_functions"`
 	Timed           *ebpf.ProgramSpec `ebpf:"timed"`
 }
 
@@ -194,6 +196,7 @@ type PartsPrograms struct {
 	Nested          *ebpf.Program `ebpf:"nested"`
 	Relocated       *ebpf.Program `ebpf:"relocated"`
 	Reported        *ebpf.Program `ebpf:"reported"`
+	StaticFunctions *ebpf.Program `ebpf:"static_functions"`
 	Timed           *ebpf.Program `ebpf:"timed"`
 }
 
@@ -213,6 +216,7 @@ func (p *PartsPrograms) Close() error {
 		p.Nested,
 		p.Relocated,
 		p.Reported,
+		p.StaticFunctions,
 		p.Timed,
 	)
 }

@@ -9,6 +9,7 @@
 package kerneltest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -60,19 +61,23 @@ func Main(m *testing.M, commands Commands) {
 // kernel of the matrix, in a virtual machine, or "host"; "go test" sets none.
 const kernelEnv = "HOLDFAST_TEST_KERNEL"
 
+// Host is the machine's own kernel, which can be any.
+const Host = "host"
+
+// Kernel is the name of the kernel that the tests run on: one of the matrix, in
+// a virtual machine, or Host.
+func Kernel() string { return cmp.Or(os.Getenv(kernelEnv), Host) }
+
 // InMachine tells whether the tests run in a virtual machine, where all takes
 // many times as long.
-func InMachine() bool {
-	name := os.Getenv(kernelEnv)
-	return name != "" && name != "host"
-}
+func InMachine() bool { return Kernel() != Host }
 
 // Rounds is how often a race is run that is to have so many rounds: all of them
 // on the machine's own kernel and on one of the matrix, where who does not have
 // that kernel can have them too, and a quarter on the others. What is a race on
 // one is one on all, and eight processes at once are what takes longest there.
 func Rounds(full int) int {
-	if InMachine() && os.Getenv(kernelEnv) != "6.12" {
+	if InMachine() && Kernel() != "6.12" {
 		return full / 4
 	}
 	return full

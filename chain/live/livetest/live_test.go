@@ -2,6 +2,7 @@ package livetest
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -197,6 +198,56 @@ func TestManyMembersChangeInOneCommit(t *testing.T) {
 	b.want(pass, 0, 2, 4)
 	b.commit(1, 3, 40)
 	b.want(pass, 1, 3, 40)
+}
+
+func TestAPacketMeetsWhatWasEnabledWhenItCame(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needFreplace(t)
+	b := newBench(t, live.Options{})
+	// One in each half of the word, and one on either way through the dispatcher.
+	old, new := []live.Slot{0, 20, 40, 62}, []live.Slot{1, 21, 40, 63}
+	for _, s := range []live.Slot{0, 1, 20, 21, 40, 62, 63} {
+		b.member(s)
+	}
+	b.proceedOn(21, chain.Pass, chain.Tx)
+	b.commit(old...)
+	stop, done := make(chan struct{}), make(chan error)
+	go func() {
+		for enabled := [][]live.Slot{new, old}; ; slices.Reverse(enabled) {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if err := b.Commit(live.SetOf(enabled[0]...)); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	seen := map[string]int{}
+	for n := 0; n < 20000 && (n < 2000 || len(seen) < 2); n++ {
+		met, _ := b.run()
+		seen[fmt.Sprint(met)]++
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for _, slots := range [][]live.Slot{old, new} {
+		var numbers []int
+		for _, s := range slots {
+			numbers = append(numbers, int(s))
+		}
+		if seen[fmt.Sprint(numbers)] == 0 {
+			t.Errorf("no packet met %v", numbers)
+		}
+		delete(seen, fmt.Sprint(numbers))
+	}
+	if len(seen) > 0 {
+		t.Errorf("packets met %v", seen)
+	}
 }
 
 func TestATakenSlotIsGivenToNobody(t *testing.T) {
@@ -486,6 +537,37 @@ func TestAnotherProgramIsNoDispatcher(t *testing.T) {
 	}
 	_, err := live.Open(math.MaxInt32)
 	refused(t, err, xdp.ErrNotFound)
+}
+
+func TestADispatcherOfAnotherLayoutIsLeftAlone(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	// A program with a map that begins as the state of a dispatcher does.
+	made := func(magic, layout, size, flags uint32) uint32 {
+		state := make([]byte, size)
+		binary.NativeEndian.PutUint32(state, magic)
+		binary.NativeEndian.PutUint32(state[4:], layout)
+		m, err := ebpf.NewMap(&ebpf.MapSpec{
+			Type: ebpf.Array, KeySize: 4, ValueSize: size, MaxEntries: 1, Flags: flags,
+			Contents: []ebpf.MapKV{{Key: uint32(0), Value: state}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { m.Close() })
+		return kerneltest.ProgramID(t, kerneltest.Pass(t, "holdfast_live", func(p *ebpf.ProgramSpec) {
+			p.Instructions = append(asm.Instructions{asm.LoadMapPtr(asm.R1, m.FD())}, p.Instructions...)
+		}))
+	}
+	const magic = 0x48464c56
+	_, err := live.Open(made(magic, 9, 1024, unix.BPF_F_MMAPABLE))
+	refused(t, err, live.ErrLayout, "layout 9", "knows 1")
+	refused(t, err, xdp.ErrNotSupported)
+	_, err = live.Open(made(magic+1, 1, 1024, unix.BPF_F_MMAPABLE))
+	refused(t, err, live.ErrNotDispatcher, "something else")
+	for _, id := range []uint32{made(magic, 1, 16, unix.BPF_F_MMAPABLE), made(magic, 1, 1024, 0)} {
+		_, err = live.Open(id)
+		refused(t, err, live.ErrNotDispatcher, "another map")
+	}
 }
 
 func TestASlotThatIsEnabledIsNotChanged(t *testing.T) {

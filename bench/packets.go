@@ -1,0 +1,527 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/libxdp"
+	"github.com/holdfast-bpf/holdfast/chain/live"
+	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/internal/vm"
+	"github.com/holdfast-bpf/holdfast/object"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// The ways to run a chain whose cost for a packet is measured: all members pass
+// it, or the first drops it.
+const (
+	liveChain  = "live"
+	liveTwins  = "live, all replaced"
+	liveSpread = "live, spread"
+	liveMasked = "live, one mask"
+	sharedWay  = "shared"
+	liveDrop   = "live, dropped"
+	sharedDrop = "shared, dropped"
+)
+
+// packetKernel is what packets are measured on, and packetPeer the line of
+// xdp-loader that makes libxdp's dispatcher.
+const (
+	packetKernel = "6.1"
+	packetPeer   = "1.6"
+)
+
+// packetSizes are the lengths of chains, as far as a way has room for them.
+var packetSizes = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 32}
+
+// packetCosts are what the virtual machine found out, in instructions.
+type packetCosts struct {
+	Release string
+	// Costs are by way and length of the chain, for one packet, beyond what the
+	// kernel takes to run a single program that passes it.
+	Costs map[string]map[int]float64
+	// Dispatcher is to load a live one, and Joins are by member, from the first
+	// to the last.
+	Dispatcher float64
+	Joins      []join
+}
+
+// join is what it took to add a member to a live chain, and to load the same
+// program as one for itself.
+type join struct {
+	Load, Attach, Commit, Alone float64
+}
+
+func (j join) all() float64 { return j.Load + j.Attach + j.Commit }
+
+// packets measures in a virtual machine. The directory has this program, as a
+// static binary.
+func packets(directory string) (*packetCosts, error) {
+	const guest = "/holdfast/bin/bench"
+	logf := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
+	peer, err := vm.FetchPeer(context.Background(), packetPeer, logf)
+	if err != nil {
+		return nil, err
+	}
+	files, err := peer.Files()
+	if err != nil {
+		return nil, err
+	}
+	var output bytes.Buffer
+	ended, err := vm.Run(context.Background(), vm.Config{
+		Kernel: packetKernel,
+		Files:  append(files, vm.File{Guest: guest, Host: filepath.Join(directory, "bench"), Mode: 0o755}),
+		Commands: []vm.Command{{
+			Path: guest, Args: []string{"-packets-here", "-scratch", "/tmp"},
+			Env: []string{"HOLDFAST_CACHE=" + vm.GuestCache}, Stdout: &output, Stderr: os.Stderr,
+		}},
+		Timeout: 10 * time.Minute,
+		ICount:  true,
+		// With its clock counting instructions this kernel does not get a second
+		// one to start.
+		CPUs: 1,
+		Logf: logf,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("packets: %w", err)
+	}
+	if s := ended.Statuses[0]; s.Code != 0 {
+		return nil, fmt.Errorf("packets: exit code %d %s", s.Code, s.Error)
+	}
+	c := &packetCosts{}
+	err = json.Unmarshal(output.Bytes(), c)
+	c.Release = ended.Release
+	return c, err
+}
+
+// packetsHere is the program that packets runs.
+func packetsHere(directory string, out io.Writer) error {
+	if err := mounts(); err != nil {
+		return err
+	}
+	w, err := newWorld(1)
+	if err != nil {
+		return err
+	}
+	g := &gauge{hook: w.hooks[0], iface: w.names[0], drop: filepath.Join(directory, "drop.o")}
+	if g.pass, err = objectFile(directory); err != nil {
+		return err
+	}
+	if err := os.WriteFile(g.drop, bpfprog.ELF("drop"), 0o600); err != nil {
+		return err
+	}
+	if g.alone, err = g.measureAlone(); err != nil {
+		return err
+	}
+	costs := &packetCosts{Costs: map[string]map[int]float64{}}
+	for _, w := range g.ways() {
+		costs.Costs[w.name] = map[int]float64{}
+		for _, n := range packetSizes {
+			if n < w.least || n > w.most {
+				continue
+			}
+			if costs.Costs[w.name][n], err = g.measure(w, n); err != nil {
+				return fmt.Errorf("%s, %d members: %w", w.name, n, err)
+			}
+		}
+		fmt.Fprintf(os.Stderr, "bench: packets in chains: %s\n", w.name)
+	}
+	if err := g.joins(costs); err != nil {
+		return err
+	}
+	return json.NewEncoder(out).Encode(costs)
+}
+
+// gauge measures programs.
+type gauge struct {
+	hook       *xdp.Hook
+	iface      string
+	pass, drop string  // object files
+	alone      float64 // what the kernel takes to run the smallest program
+}
+
+// way is how a chain of so many members is made. Its program runs until it is
+// taken down.
+type way struct {
+	name        string
+	least, most int
+	action      chain.Action // what comes out
+	build       func(n int) (program *ebpf.Program, takeDown func() error, err error)
+}
+
+func (g *gauge) ways() []way {
+	return []way{
+		{liveChain, 0, live.Places, chain.Pass, g.live(g.pass, 0, dense)},
+		{liveTwins, 1, live.Places, chain.Pass, g.live(g.pass, 0, twins)},
+		{liveSpread, 1, live.Places, chain.Pass, g.live(g.pass, 0, live.Spread)},
+		{liveMasked, 1, live.Places, chain.Pass, g.live(g.pass, chain.Set(chain.Pass, chain.Tx), dense)},
+		{liveDrop, 1, live.Places, chain.Drop, g.live(g.drop, 0, dense)},
+		{sharedWay, 1, libxdp.MaxMembers, chain.Pass, g.shared(g.pass)},
+		{sharedDrop, 1, libxdp.MaxMembers, chain.Drop, g.shared(g.drop)},
+		{peerName(packetPeer), 1, libxdp.MaxMembers, chain.Pass, g.peer(g.pass)},
+	}
+}
+
+// dense has the members side by side, as they are when each came after the last.
+func dense(n int) ([]live.Slot, error) {
+	a, err := live.Layout(slices.Repeat([]live.Wanted{{Slot: live.NoSlot}}, n), 0)
+	return a.Slots, err
+}
+
+func twins(n int) ([]live.Slot, error) {
+	slots, err := dense(n)
+	for i, s := range slots {
+		slots[i] = s.Twin()
+	}
+	return slots, err
+}
+
+// live makes a live chain of the program in the file first, and others that pass
+// every packet. proceedOn, if it is not 0, is the first one's.
+func (g *gauge) live(first string, proceedOn chain.Actions, arrange func(int) ([]live.Slot, error)) func(int) (*ebpf.Program, func() error, error) {
+	return func(n int) (_ *ebpf.Program, _ func() error, err error) {
+		d, err := live.Load(live.Options{})
+		if err != nil {
+			return nil, nil, err
+		}
+		closers := []func() error{d.Close}
+		takeDown := func() error {
+			var errs []error
+			for _, c := range slices.Backward(closers) {
+				errs = append(errs, c())
+			}
+			return errors.Join(errs...)
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, takeDown())
+			}
+		}()
+		slots, err := arrange(n)
+		if err != nil {
+			return nil, nil, err
+		}
+		if n > 0 && proceedOn != 0 {
+			if err := d.SetProceedOn(slots[0], proceedOn); err != nil {
+				return nil, nil, err
+			}
+		}
+		for i, s := range slots {
+			file := g.pass
+			if i == 0 {
+				file = first
+			}
+			member, err := loadMember(file, d.Extension(s))
+			if err != nil {
+				return nil, nil, err
+			}
+			closers = append(closers, member.Close)
+			link, err := d.Attach(s, kernel.FD(member.Program.FD()))
+			if err != nil {
+				return nil, nil, err
+			}
+			closers = append(closers, link.Close)
+		}
+		return d.Program(), takeDown, d.Commit(live.SetOf(slots...))
+	}
+}
+
+func loadMember(file string, e object.Extension) (*object.Loaded, error) {
+	return loadFile(file, object.LoadOptions{Extend: &e})
+}
+
+func loadFile(file string, opts object.LoadOptions) (*object.Loaded, error) {
+	o, err := object.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	return o.Load(opts)
+}
+
+// shared makes a chain of a shared hook with package chain/libxdp.
+func (g *gauge) shared(first string) func(int) (*ebpf.Program, func() error, error) {
+	return func(n int) (*ebpf.Program, func() error, error) {
+		chains, err := libxdp.Open(libxdp.Options{})
+		if err != nil {
+			return nil, nil, err
+		}
+		var adds []libxdp.Addition
+		for i := range n {
+			file, priority := g.pass, uint32(i)
+			if i == 0 {
+				file = first
+			}
+			o, err := object.Open(file)
+			if err != nil {
+				return nil, nil, err
+			}
+			adds = append(adds, libxdp.Addition{Object: o, Priority: &priority})
+		}
+		if _, err := chains.Add(context.Background(), g.hook, adds...); err != nil {
+			return nil, nil, err
+		}
+		program, err := g.attached()
+		return program, func() error {
+			return errors.Join(program.Close(), chains.RemoveAll(context.Background(), g.hook, xdp.Any), chains.Close())
+		}, err
+	}
+}
+
+// peer makes it with libxdp's own tool.
+func (g *gauge) peer(file string) func(int) (*ebpf.Program, func() error, error) {
+	return func(n int) (*ebpf.Program, func() error, error) {
+		peer, err := vm.OpenPeer(packetPeer)
+		if err != nil {
+			return nil, nil, err
+		}
+		load := append([]string{"load", "-m", "native", g.iface}, slices.Repeat([]string{file}, n)...)
+		if err := finish(peer.Command(load...)); err != nil {
+			return nil, nil, err
+		}
+		program, err := g.attached()
+		return program, func() error {
+			return errors.Join(program.Close(), finish(peer.Command("unload", g.iface, "--all")))
+		}, err
+	}
+}
+
+// attached opens the program at the hook.
+func (g *gauge) attached() (*ebpf.Program, error) {
+	state, err := g.hook.Query()
+	if err != nil {
+		return nil, err
+	}
+	a := state.At(xdp.Native)
+	if a == nil {
+		return nil, errors.New("nothing is attached")
+	}
+	return ebpf.NewProgramFromID(ebpf.ProgramID(a.Program.ID))
+}
+
+// measure is what a packet costs beyond a program that passes it, alone.
+func (g *gauge) measure(w way, n int) (float64, error) {
+	program, takeDown, err := w.build(n)
+	if err != nil {
+		return 0, err
+	}
+	cost, err := instructions(program, w.action)
+	if err := errors.Join(err, takeDown()); err != nil {
+		return 0, err
+	}
+	return cost - g.alone, nil
+}
+
+func (g *gauge) measureAlone() (float64, error) {
+	programs, err := load(1)
+	if err != nil {
+		return 0, err
+	}
+	defer closeAll(programs)
+	return instructions(programs[0], chain.Pass)
+}
+
+// instructions is what one run of the program takes, with what the kernel does
+// around it. An interrupt only ever adds some, so the fewest are right.
+func instructions(program *ebpf.Program, action chain.Action) (float64, error) {
+	const runs, repeat = 9, 100
+	least := time.Duration(1 << 62)
+	for range runs {
+		got, took, err := program.Benchmark(make([]byte, 64), repeat, nil)
+		if err != nil {
+			return 0, err
+		}
+		if got != uint32(action) {
+			return 0, fmt.Errorf("the packet came out as %d, want %s", got, action)
+		}
+		least = min(least, took)
+	}
+	return float64(least.Nanoseconds()), nil
+}
+
+// joins measures what it takes to add members, one after the other.
+func (g *gauge) joins(c *packetCosts) error {
+	timed := func(to *float64, f func() error) error {
+		start := time.Now()
+		err := f()
+		*to = float64(time.Since(start).Nanoseconds())
+		return err
+	}
+	loads := make([]float64, 5)
+	for i := range loads {
+		var d *live.Dispatcher
+		err := timed(&loads[i], func() (err error) {
+			d, err = live.Load(live.Options{})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		d.Close()
+	}
+	c.Dispatcher = median(loads)
+	d, err := live.Load(live.Options{})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	slots, err := dense(live.Places)
+	if err != nil {
+		return err
+	}
+	for _, s := range slots {
+		var j join
+		var member, alone *object.Loaded
+		var link kernel.FD
+		for _, step := range []struct {
+			took *float64
+			do   func() error
+		}{
+			{&j.Load, func() (err error) { member, err = loadMember(g.pass, d.Extension(s)); return err }},
+			{&j.Attach, func() (err error) { link, err = d.Attach(s, kernel.FD(member.Program.FD())); return err }},
+			{&j.Commit, func() error { return d.Commit(d.Enabled().With(s)) }},
+			{&j.Alone, func() (err error) { alone, err = loadFile(g.pass, object.LoadOptions{}); return err }},
+		} {
+			if err := timed(step.took, step.do); err != nil {
+				return err
+			}
+		}
+		defer member.Close()
+		defer link.Close()
+		alone.Close()
+		c.Joins = append(c.Joins, j)
+	}
+	return nil
+}
+
+// packetColumns are the ways in the table, by what becomes of the packet.
+func packetColumns() (passed, dropped []string) {
+	return []string{liveChain, liveTwins, liveSpread, liveMasked, sharedWay, peerName(packetPeer)}, []string{liveDrop, sharedDrop}
+}
+
+// packetTargets judges live chains: none that libxdp could have, of two members
+// or more, costs more than its dispatcher; how much a member more costs beyond;
+// and what it takes to add one.
+func packetTargets(c *packetCosts) []target {
+	exact := func(v float64) estimate { return estimate{v, v, v} }
+	worst, where := 0.0, ""
+	for _, name := range []string{liveChain, liveTwins} {
+		for n := 2; n <= libxdp.MaxMembers; n++ {
+			if r := c.Costs[name][n] / c.Costs[peerName(packetPeer)][n]; r > worst {
+				worst, where = r, fmt.Sprintf("%s, with %d", name, n)
+			}
+		}
+	}
+	each := 0.0
+	for i, n := range packetSizes {
+		if n > libxdp.MaxMembers {
+			before := packetSizes[i-1]
+			each = math.Max(each, (c.Costs[liveChain][n]-c.Costs[liveChain][before])/float64(n-before))
+		}
+	}
+	var early, late, toAlone []float64
+	for i, j := range c.Joins {
+		if i < 10 {
+			early = append(early, j.all())
+		}
+		if i >= len(c.Joins)-10 {
+			late = append(late, j.all())
+		}
+		toAlone = append(toAlone, j.all()/j.Alone)
+	}
+	growth := median(late) / median(early)
+	return []target{
+		{"a packet in a live chain of 2 to 10, to libxdp's", "1.00", fmt.Sprintf("%.2f at worst (%s)", worst, where), judge(exact(worst), 1)},
+		{"a packet, each member of a live chain beyond 10", "21", fmt.Sprintf("%.0f instructions", each), judge(exact(each), 21)},
+		{"a member added to a live chain, to its load alone", "1.50", fmt.Sprintf("%.2f", median(toAlone)), judge(exact(median(toAlone)), 1.5)},
+		{"the last ten members added, to the first ten", "1.05", fmt.Sprintf("%.2f", growth), judge(exact(growth), 1.05)},
+	}
+}
+
+func packetSection(b *bytes.Buffer, c *packetCosts) {
+	fmt.Fprintf(b, `
+## Packets in chains
+
+What a packet costs, in instructions of the machine beyond those of a single
+program that passes it, by the number of members: each of them one that passes
+everything and does nothing else, except that the first drops in the columns that
+say so. They are counted by an emulated machine with Linux %s,
+and do not depend on anything around it.
+
+*Live* is an owned hook's chain as it grows, one member after the other; with every
+member replaced once; with the members spread over the places of a new dispatcher;
+and where one goes on after other actions than XDP_PASS. *Shared* is the chain of a
+shared hook, by package chain/libxdp, and %s libxdp's own.
+
+![instructions for a packet](benchmarks-packets.svg)
+
+`, c.Release, "`"+peerName(packetPeer)+"`")
+	passed, dropped := packetColumns()
+	columns := append(passed, dropped...)
+	fmt.Fprintf(b, "| members | %s |\n|%s\n", strings.Join(columns, " | "), strings.Repeat("---|", 1+len(columns)))
+	for _, n := range packetSizes {
+		fmt.Fprintf(b, "| %d |", n)
+		for _, name := range columns {
+			if cost, ok := c.Costs[name][n]; ok {
+				fmt.Fprintf(b, " %.0f |", cost)
+			} else {
+				b.WriteString(" – |")
+			}
+		}
+		b.WriteString("\n")
+	}
+	fmt.Fprintf(b, `
+To load a live chain's dispatcher takes %.1f million instructions, once. To add a
+member takes the following thousands, from the object file on, whatever is in the
+chain; beside it, what it takes to load the same program as one for itself.
+
+| member | load | attach | commit | all | load alone | all / load alone |
+|---|---|---|---|---|---|---|
+`, c.Dispatcher/1e6)
+	for i, j := range c.Joins {
+		if n := i + 1; slices.Contains([]int{1, 2, 10, 20, live.Places}, n) {
+			fmt.Fprintf(b, "| %d | %.1f | %.1f | %.1f | %.1f | %.1f | %.2f |\n",
+				n, j.Load/1e3, j.Attach/1e3, j.Commit/1e3, j.all()/1e3, j.Alone/1e3, j.all()/j.Alone)
+		}
+	}
+}
+
+// plotPackets shows what packets cost that all members pass.
+func plotPackets(path string, c *packetCosts) error {
+	p := newPlot("Instructions for a packet that all members pass")
+	p.X.Label.Text, p.Y.Label.Text = "members", "instructions"
+	p.Legend.Left = true
+	for i, name := range []string{liveChain, liveSpread, sharedWay, peerName(packetPeer)} {
+		var points plotter.XYs
+		for _, n := range packetSizes {
+			if cost, ok := c.Costs[name][n]; ok {
+				points = append(points, plotter.XY{X: float64(n), Y: cost})
+			}
+		}
+		line, dots, err := plotter.NewLinePoints(points)
+		if err != nil {
+			return err
+		}
+		line.Color, dots.Color, dots.Shape = palette[i], palette[i], draw.CircleGlyph{}
+		p.Add(line, dots)
+		p.Legend.Add(name, line, dots)
+	}
+	p.Y.Min = 0
+	return p.Save(6*vg.Inch, 3.5*vg.Inch, path)
+}
