@@ -45,6 +45,9 @@ type Transaction struct {
 	// it from others, if it may be asked for again.
 	edit     func(owned.Chain) (owned.Chain, error)
 	editName string
+	// of is the link of the chain that edit is for, which leaves any other alone;
+	// 0 for whichever is there.
+	of uint32
 	// adopt takes over the foreign program that netlink attached.
 	adopt *adoption
 }
@@ -236,6 +239,10 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		p.repeated, p.after = true, p.before
 		p.found.header.Done.By = s.owner.Process
 		return p, p.found.putHeader()
+	}
+	if t.of != 0 && (p.found == nil || p.found.header.LinkID != t.of) {
+		p.after, p.dead = p.before, nil
+		return p, nil
 	}
 	if t.edit != nil {
 		if p.after, err = t.edit(p.before); err != nil {

@@ -20,8 +20,11 @@ import (
 type HeldMember struct {
 	arbiter *Arbiter
 	key     string
-	id      uint32
-	name    string
+	// chain is the id of the hook's link, which no other chain has had: the next
+	// one at the hook begins with the same key and the same ids of members.
+	chain uint32
+	id    uint32
+	name  string
 	// keep is what has to stay open besides: the program arrays.
 	keep interface{ Close() error }
 	// watch is an inotify descriptor on the member's directory, and stop the
@@ -40,7 +43,11 @@ const noFD kernel.FD = -1
 // hold makes a handle of what a change has attached for this process. It owns
 // the descriptors from then on.
 func (a *Arbiter) hold(key string, id uint32, name string, root *xdp.Link, link kernel.FD, keep interface{ Close() error }) (*HeldMember, error) {
-	h := &HeldMember{arbiter: a, key: key, id: id, name: name, keep: keep, root: root, link: link, done: make(chan struct{})}
+	info, err := root.Info()
+	if err != nil {
+		return nil, err
+	}
+	h := &HeldMember{arbiter: a, key: key, chain: info.ID, id: id, name: name, keep: keep, root: root, link: link, done: make(chan struct{})}
 	watch, err := watchDir(a.root.Path(key, memberDir(id)))
 	if err != nil {
 		return nil, err
@@ -124,7 +131,7 @@ func (h *HeldMember) takeOver() error {
 	}
 	defer lock.unlock()
 	r, err := readChainRecord(a.root.Path(h.key, chainPin))
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || err == nil && r.header.LinkID != h.chain {
 		return h.ended("its chain is gone")
 	}
 	if err != nil {
@@ -158,7 +165,7 @@ func (h *HeldMember) ended(why string) error {
 // Remove takes the member out of the chain of its hook, so that nothing is left
 // of it; Close only lets go. It is no error if somebody else has taken it out.
 func (h *HeldMember) Remove(ctx context.Context, hook *xdp.Hook) error {
-	applied, err := h.arbiter.Apply(ctx, Transaction{Hook: hook, edit: func(c owned.Chain) (owned.Chain, error) {
+	applied, err := h.arbiter.Apply(ctx, Transaction{Hook: hook, of: h.chain, edit: func(c owned.Chain) (owned.Chain, error) {
 		for _, m := range c.Members {
 			if m.ID == h.id {
 				r, err := c.Apply(owned.Transaction{Changes: []owned.Change{{Op: owned.Remove, Name: m.Name}}})

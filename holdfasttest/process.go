@@ -369,6 +369,9 @@ func (h *handle) Close() error {
 // takeOut removes the member, of a hook that is where it was. Elsewhere the hook
 // can't be found any more, and the member only ends.
 func (h *handle) takeOut() {
+	if h.err != nil {
+		return // it has ended already
+	}
 	found, err := h.process.machine.find(h.place)
 	here := err == nil && found == h.iface
 	h.closed = true
