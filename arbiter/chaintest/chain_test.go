@@ -3,6 +3,7 @@ package chaintest
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -360,5 +361,59 @@ func TestATransactionIsMadeAsAWholeOrNotAtAll(t *testing.T) {
 		}
 		p.wantMet(1, 2)
 		p.removeAll()
+	})
+}
+
+func TestAChainIsFoundWhereverItsInterfaceWent(t *testing.T) {
+	onEachEngine(t, func(p *place, engine arbiter.Engine) {
+		p.must(p.make(p.request(engine, step{Op: owned.Add, Name: "a", Mark: 1})))
+		h := p.hold(p.request(engine, step{Op: owned.Add, Name: "b", Mark: 2, Lifetime: owned.Held}))
+		index := p.veth.NearIndex
+		p.must(p.veth.Near.Conn.SetUp(index, false)) // or the kernel renames nothing
+		p.must(p.veth.Near.Conn.Rename(index, "renamed"))
+		p.must(p.make(request{Dir: p.dir, Netns: p.veth.Near.Path(), Interface: "renamed", Steps: []step{{Op: owned.Add, Name: "c", Mark: 3}}}))
+		p.wantMet(1, 2, 3)
+
+		elsewhere := kerneltest.NewNetNS(p)
+		p.must(p.veth.Near.Conn.Move(index, elsewhere.FD()))
+		p.Cleanup(func() {
+			devices, _ := elsewhere.Conn.Devices()
+			for _, d := range devices {
+				_ = elsewhere.Conn.Delete(d.Index)
+			}
+		})
+		// Another interface of the same name and index is another.
+		p.must(p.veth.Near.Conn.AddVethAt(index, p.veth.NearName, 77, "peer"))
+		p.must(p.make(p.request(engine, step{Op: owned.Add, Name: "new", Mark: 9})))
+		p.wantMet(9)
+		there := request{Dir: p.dir, Netns: elsewhere.Path(), Interface: "renamed"}
+		there.Steps = []step{{Op: owned.Set, Name: "c", Before: "a"}}
+		p.must(p.make(there))
+		ns, err := xdp.OpenNamespace(elsewhere.Path())
+		p.must(err)
+		defer ns.Close()
+		moved := *p
+		moved.hook, err = ns.Hook("renamed", xdp.Auto)
+		p.must(err)
+		moved.wantMet(3, 1, 2)
+		moved.wantNames("c", "a", "b")
+		// Its holder is not misled by the one that has come in its place.
+		h.Kill()
+		if engine == arbiter.Live {
+			p.eventually("the slot to be empty", func() bool { return slices.Equal(moved.met(), []byte{3, 1}) })
+		}
+		p.must(p.make(request{Dir: p.dir, Netns: elsewhere.Path(), Interface: "renamed", Steps: []step{{Op: owned.Remove, Name: "c"}}}))
+		moved.wantMet(1)
+		p.must(p.make(request{Dir: p.dir, Netns: elsewhere.Path(), Interface: "renamed", Steps: []step{{Op: owned.Remove, Name: "a"}}}))
+		// An interface that is deleted takes its chain with it.
+		p.must(p.veth.Near.Conn.Delete(index))
+		stale, err := p.arbiter.GC(context.Background(), false)
+		p.must(err)
+		if len(stale) != 1 || stale[0].Name != "new" {
+			p.Errorf("gc told %+v", stale)
+		}
+		if dirs, _ := os.ReadDir(p.dir); slices.ContainsFunc(dirs, os.DirEntry.IsDir) {
+			p.Errorf("%v is left", dirs)
+		}
 	})
 }
