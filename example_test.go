@@ -19,7 +19,7 @@ func guard(ctx context.Context, options holdfast.Options) error {
 	member, err := holdfast.Attach(ctx, "eth0", "filter.o", options)
 	var taken *arbiter.MemberError
 	if errors.As(err, &taken) {
-		return fmt.Errorf("%q is in the way, of %s: %w", taken.Err.Rival.Name, taken.Owner, err)
+		return fmt.Errorf("%s was faster: %w", taken.Owner, err)
 	}
 	if err != nil {
 		return err

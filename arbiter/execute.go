@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -108,6 +109,9 @@ func (x *execution) run() error {
 	sources, fresh := x.sources.fresh(x.plan), map[uint32]memberRecord{}
 	for id, s := range sources {
 		fresh[id] = s.record
+	}
+	if x.next.Locked && !x.record.current.Locked {
+		x.record.header.Locker = &memberRecord{Owner: x.sources.owner, Since: time.Now().Round(time.Second)}
 	}
 	if err := x.record.begin(x.l, x.sources.request(), x.next, fresh); err != nil {
 		return err

@@ -274,7 +274,7 @@ func TestALockedHookTakesNothing(t *testing.T) {
 	p.must(err)
 	p.must(ack())
 	p.wantMet() // packets pass
-	if err := p.make(p.request("", step{Op: owned.Add, Name: "a", Mark: 1})); !errors.Is(err, owned.ErrLocked) {
+	if err := p.make(p.request("", step{Op: owned.Add, Name: "a", Mark: 1})); !errors.Is(err, owned.ErrLocked) || !strings.Contains(err.Error(), "locked by uid 0") {
 		p.Errorf("a member of a locked hook: %v", err)
 	}
 	program := kerneltest.Pass(t, "other", nil)
