@@ -203,7 +203,7 @@ func (c *changer) transaction() []arbiter.Change {
 			name := fmt.Sprintf("m%d", c.serial)
 			priority := uint32(c.random.IntN(4))
 			changes = append(changes, arbiter.Change{
-				Change: owned.Change{Op: owned.Add, Name: name, Priority: &priority}, Object: c.object(name),
+				Change: owned.Change{Op: owned.Add, Name: name, Priority: &priority}, Object: c.object(name), Load: markOptions(false),
 			})
 			touched[name], names = true, append(names, name)
 		default:
@@ -215,7 +215,7 @@ func (c *changer) transaction() []arbiter.Change {
 				change.Op = owned.Remove
 				names = slices.DeleteFunc(names, func(n string) bool { return n == name })
 			case kind == 2:
-				change.Op, change.Object = owned.Replace, c.object(name)
+				change.Op, change.Object, change.Load = owned.Replace, c.object(name), markOptions(false)
 			case kind == 3:
 				actions := chain.Set(chain.Pass)
 				if c.random.IntN(2) == 0 {
@@ -275,8 +275,8 @@ func testAtomic(t *testing.T, engine arbiter.Engine, rounds int) {
 		c.members = applied.After.Members
 	}
 	apply([]arbiter.Change{
-		{Change: owned.Change{Op: owned.Add, Name: "a"}, Object: c.object("a")},
-		{Change: owned.Change{Op: owned.Add, Name: "b"}, Object: c.object("b")},
+		{Change: owned.Change{Op: owned.Add, Name: "a"}, Object: c.object("a"), Load: markOptions(false)},
+		{Change: owned.Change{Op: owned.Add, Name: "b"}, Object: c.object("b"), Load: markOptions(false)},
 	})
 	states := []state{{marks: c.seen()}}
 	f := startTraffic(p)

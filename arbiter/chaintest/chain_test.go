@@ -264,7 +264,7 @@ func markChange(t testing.TB, c owned.Change, mark byte) arbiter.Change {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return arbiter.Change{Change: c, Object: o}
+	return arbiter.Change{Change: c, Object: o, Load: markOptions(false)}
 }
 
 func TestALockedHookTakesNothing(t *testing.T) {
@@ -298,7 +298,7 @@ func TestWhatNetlinkAttachedIsAdopted(t *testing.T) {
 	ctx := context.Background()
 	file, err := markObject(1)
 	p.must(err)
-	loaded, err := file.Load(objectOptions)
+	loaded, err := file.Load(markOptions(false))
 	p.must(err)
 	p.must(p.hook.Attach(loaded.Program, xdp.Empty))
 	p.must(loaded.Close())
@@ -309,7 +309,7 @@ func TestWhatNetlinkAttachedIsAdopted(t *testing.T) {
 		p.Errorf("adopting another program: %v", err)
 	}
 	p.wantMet(1)
-	adopted, err := p.arbiter.Adopt(ctx, arbiter.AdoptRequest{Hook: p.hook, Object: file, Name: "mine"})
+	adopted, err := p.arbiter.Adopt(ctx, arbiter.AdoptRequest{Hook: p.hook, Object: file, Load: markOptions(false), Name: "mine"})
 	p.must(err)
 	p.must(adopted.Acknowledge())
 	if adopted.Gap <= 0 || adopted.ProgramID == 0 {
