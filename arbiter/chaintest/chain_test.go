@@ -417,3 +417,18 @@ func TestAChainIsFoundWhereverItsInterfaceWent(t *testing.T) {
 		}
 	})
 }
+
+func TestAMemberThatIsSetBackAndForthFindsItsSlotFree(t *testing.T) {
+	onEachEngine(t, func(p *place, engine arbiter.Engine) {
+		p.must(p.make(p.request(engine, two...)))
+		for n := range 20 {
+			actions := chain.Set(chain.Pass)
+			if n%2 == 0 {
+				actions = chain.Set(chain.Drop)
+			}
+			p.must(p.make(p.request("", step{Op: owned.Set, Name: "a", ProceedOn: &actions})))
+		}
+		p.wantMet(1, 2)
+		p.removeAll()
+	})
+}
