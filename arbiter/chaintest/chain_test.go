@@ -432,3 +432,19 @@ func TestAMemberThatIsSetBackAndForthFindsItsSlotFree(t *testing.T) {
 		p.removeAll()
 	})
 }
+
+func TestAMemberMeansAloneWhatItMeansInAChain(t *testing.T) {
+	p := newPlace(t)
+	add := arbiter.Change{Object: open(t, "drop"), Change: owned.Change{Op: owned.Add, Name: "a", ProceedOn: pointer(chain.Set(chain.Drop))}}
+	applied, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{Hook: p.hook, Changes: []arbiter.Change{add}})
+	p.must(err)
+	p.must(applied.Acknowledge())
+	if v := p.verdict(); v != uint32(chain.Pass) {
+		t.Errorf("it drops, and the chain would go on: %d", v)
+	}
+	p.must(p.make(p.request("", step{Op: owned.Set, Name: "a", ProceedOn: pointer(chain.Set(chain.Pass))})))
+	if v := p.verdict(); v != uint32(chain.Drop) {
+		t.Errorf("it drops, and the chain does not go on: %d", v)
+	}
+	p.removeAll()
+}

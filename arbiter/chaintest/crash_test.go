@@ -152,9 +152,9 @@ func markPacket() []byte {
 	return b
 }
 
-// met are the marks that a packet gets at the hook, nil where nothing is
-// attached.
-func (p *place) met() []byte {
+// run runs the hook's program on a packet, and returns what came out; false where
+// nothing is attached.
+func (p *place) run() (verdict uint32, out []byte, ok bool) {
 	p.Helper()
 	s, err := p.hook.Query()
 	if err != nil {
@@ -162,21 +162,40 @@ func (p *place) met() []byte {
 	}
 	at := s.At(xdp.Auto)
 	if at == nil {
-		return nil
+		return 0, nil, false
 	}
 	program, err := ebpf.NewProgramFromID(ebpf.ProgramID(at.Program.ID))
 	if err != nil {
 		p.Fatal(err)
 	}
 	defer program.Close()
-	out := make([]byte, 256)
-	o := ebpf.RunOptions{Data: markPacket(), DataOut: out}
-	if _, err := program.Run(&o); err != nil {
+	o := ebpf.RunOptions{Data: markPacket(), DataOut: make([]byte, 256)}
+	if verdict, err = program.Run(&o); err != nil {
 		p.Fatal(err)
 	}
-	const at0 = 14 + 20 + 8 + 8
-	n := o.DataOut[at0]
-	return slices.Clone(o.DataOut[at0+1 : at0+1+int(n)])
+	return verdict, o.DataOut, true
+}
+
+// met are the marks that a packet gets at the hook, nil where nothing is
+// attached.
+func (p *place) met() []byte {
+	p.Helper()
+	_, out, ok := p.run()
+	if !ok {
+		return nil
+	}
+	const count = 14 + 20 + 8 + 8
+	return slices.Clone(out[count+1 : count+1+int(out[count])])
+}
+
+// verdict is what becomes of a packet.
+func (p *place) verdict() uint32 {
+	p.Helper()
+	verdict, _, ok := p.run()
+	if !ok {
+		p.Fatal("nothing is attached")
+	}
+	return verdict
 }
 
 func pointer[T any](v T) *T { return &v }
