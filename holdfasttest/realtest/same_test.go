@@ -352,8 +352,9 @@ func (b *both) clear() {
 }
 
 func TestInMemoryAsOnTheKernel(t *testing.T) {
-	if err := flag.Set("rapid.checks", strconv.Itoa(kerneltest.Rounds(40))); err != nil {
-		t.Fatal(err)
+	few := errors.Join(flag.Set("rapid.checks", strconv.Itoa(kerneltest.Rounds(20))), flag.Set("rapid.steps", "20"))
+	if few != nil {
+		t.Fatal(few)
 	}
 	for _, engine := range []arbiter.Engine{"", arbiter.Fused} {
 		t.Run(fmt.Sprintf("engine %q", engine), func(t *testing.T) {
