@@ -331,19 +331,29 @@ func (p *plan) record(id uint32) memberRecord {
 // withOwner adds whose a member is that is in the way.
 func (p *plan) withOwner(err error, h *xdp.Hook) error {
 	var e *owned.Error
-	if !errors.As(err, &e) || e.Rival == nil {
+	if !errors.As(err, &e) {
 		return err
 	}
-	r := p.record(e.Rival.ID)
+	var r memberRecord
+	switch {
+	case e.Rival != nil:
+		r = p.record(e.Rival.ID)
+	case errors.Is(err, owned.ErrLocked) && p.found != nil && p.found.header.Locker != nil:
+		r = *p.found.header.Locker
+	default:
+		return err
+	}
 	return &MemberError{Err: e, Hook: h.String(), Owner: r.Owner, Since: r.Since}
 }
 
-// MemberError is a conflict with a member of the chain.
+// MemberError is a conflict with a member of the chain, or with who locked the
+// hook.
 type MemberError struct {
-	// Err is the conflict.
+	// Err is the conflict. Its Rival is nil where the hook is locked.
 	Err  *owned.Error
 	Hook string
-	// Owner is whose the member is that is in the way, and Since when it came.
+	// Owner is whose the member is that is in the way, or the lock, and Since when
+	// it came.
 	Owner Owner
 	Since time.Time
 }
@@ -352,7 +362,10 @@ type MemberError struct {
 func (e *MemberError) Error() string {
 	conflict := *e.Err
 	conflict.Hint = ""
-	s := fmt.Sprintf("%s; member %q at %s is %s's", &conflict, e.Err.Rival.Name, e.Hook, e.Owner)
+	s := fmt.Sprintf("%s; %s has been locked by %s", &conflict, e.Hook, e.Owner)
+	if e.Err.Rival != nil {
+		s = fmt.Sprintf("%s; member %q at %s is %s's", &conflict, e.Err.Rival.Name, e.Hook, e.Owner)
+	}
 	if !e.Since.IsZero() {
 		s += ", since " + e.Since.Format(time.RFC3339)
 	}

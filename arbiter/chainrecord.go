@@ -89,6 +89,8 @@ type chainHeader struct {
 	LinkID uint32 `json:"link_id,omitempty"`
 	// PersistAs is the path of a second pin of the link, or empty.
 	PersistAs string `json:"persist_as,omitempty"`
+	// Locker is who locked the hook, and when, nil where nobody has.
+	Locker *memberRecord `json:"locker,omitempty"`
 	// Pending is the change that is putting the second arrangement in place of
 	// the first. It is there only while the lock is held: who finds it with the
 	// lock has found what a killed process left.
@@ -316,6 +318,9 @@ func (r *chainRecord) summary() Record {
 // that can be read.
 func (r *chainRecord) whole() Record {
 	s := r.summary()
+	if l := r.header.Locker; l != nil {
+		s.Owner, s.Since = l.Owner, l.Since
+	}
 	for _, p := range r.current.Members {
 		m, err := r.member(p.ID)
 		if err != nil {

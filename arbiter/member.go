@@ -27,9 +27,12 @@ type HeldMember struct {
 	name  string
 	// keep is what has to stay open besides: the program arrays.
 	keep interface{ Close() error }
-	// watch is an inotify descriptor on the member's directory, and stop the
-	// pipe that ends the goroutine.
+	// watch is an inotify descriptor on the member's directory. stop is the pipe
+	// that ends the goroutine which looks at it, cancel ends its waiting for the
+	// lock, and stopped is closed when it has ended.
 	watch, stop *os.File
+	cancel      context.CancelFunc
+	stopped     chan struct{}
 
 	mu   sync.Mutex
 	link kernel.FD // of the member's slot; noFD where the engine has none
@@ -47,7 +50,7 @@ func (a *Arbiter) hold(key string, id uint32, name string, root *xdp.Link, link 
 	if err != nil {
 		return nil, err
 	}
-	h := &HeldMember{arbiter: a, key: key, chain: info.ID, id: id, name: name, keep: keep, root: root, link: link, done: make(chan struct{})}
+	h := &HeldMember{arbiter: a, key: key, chain: info.ID, id: id, name: name, keep: keep, root: root, link: link, done: make(chan struct{}), stopped: make(chan struct{})}
 	watch, err := watchDir(a.root.Path(key, memberDir(id)))
 	if err != nil {
 		return nil, err
@@ -58,7 +61,9 @@ func (a *Arbiter) hold(key string, id uint32, name string, root *xdp.Link, link 
 		return nil, err
 	}
 	h.watch, h.stop = watch, stopIn
-	go h.follow(stopOut)
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel = cancel
+	go h.follow(ctx, stopOut)
 	return h, nil
 }
 
@@ -91,7 +96,8 @@ func (h *HeldMember) Err() error {
 }
 
 // follow takes over new links until the member ends or is given up.
-func (h *HeldMember) follow(stop *os.File) {
+func (h *HeldMember) follow(ctx context.Context, stop *os.File) {
+	defer close(h.stopped)
 	defer stop.Close()
 	events := make([]byte, 4096)
 	for {
@@ -106,7 +112,7 @@ func (h *HeldMember) follow(stop *os.File) {
 			continue
 		}
 		_, _ = unix.Read(int(h.watch.Fd()), events) // whichever they are, all is looked at anew
-		if err := h.takeOver(); err != nil {
+		if err := h.takeOver(ctx); ctx.Err() == nil && err != nil {
 			h.mu.Lock()
 			h.gone = err
 			h.mu.Unlock()
@@ -120,9 +126,9 @@ func (h *HeldMember) follow(stop *os.File) {
 // held. It waits for the lock, because a link of a change that is not made yet
 // is none to rely on. The error is xdp.ErrGone where the chain has no such
 // member any more.
-func (h *HeldMember) takeOver() error {
+func (h *HeldMember) takeOver(ctx context.Context) error {
 	a := h.arbiter
-	lock, err := a.lock(context.Background())
+	lock, err := a.lock(ctx)
 	if errors.Is(err, ErrLockTimeout) {
 		return nil // the pin stays, and keeps the member, until the next event
 	}
@@ -130,12 +136,12 @@ func (h *HeldMember) takeOver() error {
 		return err
 	}
 	defer lock.unlock()
-	r, err := readChainRecord(a.root.Path(h.key, chainPin))
-	if errors.Is(err, os.ErrNotExist) || err == nil && r.header.LinkID != h.chain {
-		return h.ended("its chain is gone")
-	}
+	r, err := h.record()
 	if err != nil {
 		return err
+	}
+	if r == nil {
+		return h.ended("its chain is gone")
 	}
 	p := r.current.find(h.id)
 	if p == nil {
@@ -156,6 +162,31 @@ func (h *HeldMember) takeOver() error {
 	h.link = fd
 	h.mu.Unlock()
 	return remove(pin)
+}
+
+// record reads the record of the member's chain, nil where there is none any more.
+// It may have another key by now, if the interface moved away and another has its
+// index.
+func (h *HeldMember) record() (*chainRecord, error) {
+	a := h.arbiter
+	r, err := readChainRecord(a.root.Path(h.key, chainPin))
+	switch {
+	case err == nil && r.header.LinkID == h.chain:
+		return r, nil
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return nil, err
+	}
+	entries, err := a.read()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if e.chain != nil && e.chain.header.LinkID == h.chain {
+			h.key = e.key
+			return e.chain, nil
+		}
+	}
+	return nil, nil
 }
 
 func (h *HeldMember) ended(why string) error {
@@ -186,7 +217,9 @@ func (h *HeldMember) Remove(ctx context.Context, hook *xdp.Hook) error {
 // Close gives the member up: the kernel empties its slot at once, and the next
 // change of the chain forgets it. A member that was attached alone is detached.
 func (h *HeldMember) Close() error {
+	h.cancel()
 	h.stop.Close()
+	<-h.stopped
 	h.watch.Close()
 	h.mu.Lock()
 	defer h.mu.Unlock()

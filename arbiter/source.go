@@ -89,7 +89,7 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 			*c = complete
 			src = &source{name: c.Name, object: c.Object, options: c.Load, frags: loads.Program.Frags, hook: t.Hook, record: memberRecord{
 				Owner: owner, Since: time.Now().Round(time.Second),
-				Object: c.Object.Name(), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(),
+				Object: pathOf(c.Object), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(),
 			}}
 			if c.PersistAs != "" {
 				path, err := filepath.Abs(c.PersistAs) // it is removed from elsewhere
@@ -115,6 +115,19 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 	sum := sha256.Sum256(b)
 	s.digest = hex.EncodeToString(sum[:])
 	return s, nil
+}
+
+// pathOf is where the object's file is, for whoever asks from another directory;
+// its name where it came from no file.
+func pathOf(o *object.Object) string {
+	path, err := filepath.Abs(o.Name())
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		return o.Name()
+	}
+	return path
 }
 
 // Loads is what an add or a replace loads.
