@@ -261,6 +261,9 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 	if err != nil {
 		return nil, p.withOwner(err, t.Hook)
 	}
+	if err := t.Engine.Check(len(result.After.Members)); err != nil {
+		return nil, err
+	}
 	if p.found != nil && s.persistAs != "" {
 		return nil, &xdp.Error{
 			Op: opApply, Hook: t.Hook.String(), Err: xdp.ErrInvalid, Detail: "its link is there already, and --persist-as is for who attaches first",

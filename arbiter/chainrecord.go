@@ -32,6 +32,24 @@ const (
 	Fused Engine = "fused"
 )
 
+// Check tells why a chain of that many members can't be asked to run so, with an
+// owned.ErrInvalid. No engine at all leaves the choice to the arbiter.
+func (e Engine) Check(members int) error {
+	refuse := func(detail, hint string) error {
+		return &owned.Error{Op: opApply, Err: owned.ErrInvalid, Detail: detail, Hint: hint}
+	}
+	switch e {
+	case "", Live, Fused:
+		return nil
+	case Single:
+		if members > 1 {
+			return refuse(fmt.Sprintf("the chain would have %d members, and as itself only one can run", members), "choose live or fused, or none")
+		}
+		return nil
+	}
+	return refuse(fmt.Sprintf("there is no engine %q", e), "it is single, live or fused")
+}
+
 // arrangement is a chain as it runs, or as a change wants it to run. What
 // belongs to a member and never changes is in its memberRecord.
 type arrangement struct {

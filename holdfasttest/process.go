@@ -191,6 +191,9 @@ func (r *request) make(i *iface) (*holdfast.Applied, error) {
 	if err != nil {
 		return nil, r.withOwner(err, at)
 	}
+	if err := r.Engine.Check(len(result.After.Members)); err != nil {
+		return nil, err
+	}
 	after := result.After
 	forgets := at.chain != nil && len(before.Members) < len(at.chain.Members)
 	if forgets && after.Generation == before.Generation {

@@ -352,8 +352,9 @@ func (b *both) clear() {
 }
 
 func TestInMemoryAsOnTheKernel(t *testing.T) {
-	if err := flag.Set("rapid.checks", strconv.Itoa(kerneltest.Rounds(40))); err != nil {
-		t.Fatal(err)
+	few := errors.Join(flag.Set("rapid.checks", strconv.Itoa(kerneltest.Rounds(20))), flag.Set("rapid.steps", "20"))
+	if few != nil {
+		t.Fatal(few)
 	}
 	for _, engine := range []arbiter.Engine{"", arbiter.Fused} {
 		t.Run(fmt.Sprintf("engine %q", engine), func(t *testing.T) {
@@ -424,4 +425,21 @@ func (p *place) attach(name string, permanent bool) holdfast.Member {
 		p.Fatal(err)
 	}
 	return m
+}
+
+func TestSeveralMembersAreNotAskedToRunAsOne(t *testing.T) {
+	p := newPlace(t)
+	add := func(name string) arbiter.Change {
+		return arbiter.Change{Change: owned.Change{Op: owned.Add, Name: name}, Object: file("pass")}
+	}
+	h := holdfast.Hook{Interface: p.name, Namespace: p.where}
+	for _, engine := range []arbiter.Engine{arbiter.Single, "fast"} {
+		_, err := p.arbiter.Apply(ctx, holdfast.Transaction{Hook: h, Engine: engine, Changes: []arbiter.Change{add("a"), add("b")}})
+		if !errors.Is(err, owned.ErrInvalid) {
+			t.Errorf("engine %q: %v", engine, err)
+		}
+	}
+	if c, err := p.arbiter.Chain(ctx, h); err != nil || len(c.Members) > 0 {
+		t.Errorf("the chain is %v, %v", c.Members, err)
+	}
 }

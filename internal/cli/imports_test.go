@@ -32,7 +32,7 @@ var unwanted = []struct {
 		why:      "metrics are for the daemon",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "cmd/holdfast"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "holdfasttest", "cmd/holdfast"},
 		imports: []string{
 			"testing", "github.com/google/go-cmp", "pgregory.net/rapid", "github.com/rogpeppe/go-internal",
 			module + "/internal/kerneltest", module + "/internal/testbed", module + "/internal/vm",
@@ -60,7 +60,7 @@ var unwanted = []struct {
 		why:      "an object knows nothing of interfaces",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "holdfasttest"},
 		imports:  []string{"github.com/goccy/go-yaml", module + "/chain/declared"},
 		why:      "who attaches reads no files that declare chains",
 	},
