@@ -100,19 +100,30 @@ func (h *HeldMember) follow(ctx context.Context, stop *os.File) {
 	defer close(h.stopped)
 	defer stop.Close()
 	events := make([]byte, 4096)
+	wait := -1 // for as long as nothing happens
 	for {
 		fds := []unix.PollFd{{Fd: int32(stop.Fd()), Events: unix.POLLIN}, {Fd: int32(h.watch.Fd()), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+		if _, err := unix.Poll(fds, wait); err != nil && !errors.Is(err, unix.EINTR) {
 			return
 		}
 		if fds[0].Revents != 0 {
 			return
 		}
-		if fds[1].Revents == 0 {
+		switch {
+		case fds[1].Revents != 0:
+			_, _ = unix.Read(int(h.watch.Fd()), events) // whichever they are, all is looked at anew
+		case wait < 0:
 			continue
 		}
-		_, _ = unix.Read(int(h.watch.Fd()), events) // whichever they are, all is looked at anew
-		if err := h.takeOver(ctx); ctx.Err() == nil && err != nil {
+		wait = -1
+		err := h.takeOver(ctx)
+		if errors.Is(err, ErrLockTimeout) {
+			// The pin keeps the member meanwhile. Nothing may happen that would
+			// be told, so it is tried again.
+			wait = 1000
+			continue
+		}
+		if ctx.Err() == nil && err != nil {
 			h.mu.Lock()
 			h.gone = err
 			h.mu.Unlock()
@@ -129,9 +140,6 @@ func (h *HeldMember) follow(ctx context.Context, stop *os.File) {
 func (h *HeldMember) takeOver(ctx context.Context) error {
 	a := h.arbiter
 	lock, err := a.lock(ctx)
-	if errors.Is(err, ErrLockTimeout) {
-		return nil // the pin stays, and keeps the member, until the next event
-	}
 	if err != nil {
 		return err
 	}
