@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -85,7 +86,7 @@ func (a *Arbiter) Apply(ctx context.Context, t Transaction) (*Applied, error) {
 	var raced error
 	for range tries {
 		applied, err := a.try(ctx, &t, sources)
-		if !errors.Is(err, errRaced) {
+		if !errors.Is(err, errRaced) && !errors.Is(err, live.ErrSlotTaken) {
 			return applied, err
 		}
 		raced = err
@@ -94,6 +95,9 @@ func (a *Arbiter) Apply(ctx context.Context, t Transaction) (*Applied, error) {
 			return nil, context.Cause(ctx)
 		case <-time.After(time.Duration(rand.Int64N(int64(5 * time.Millisecond)))):
 		}
+	}
+	if !errors.Is(raced, errRaced) {
+		return nil, raced
 	}
 	return nil, &xdp.Error{
 		Op: opApply, Hook: t.Hook.String(), Err: xdp.ErrConflict,
@@ -135,6 +139,11 @@ func (a *Arbiter) try(ctx context.Context, t *Transaction, s *sources) (*Applied
 		return nil, fmt.Errorf("%w: %s", errRaced, describeChain(now))
 	}
 	held, err := a.execute(l, now, t, p, b, s)
+	if errors.Is(err, live.ErrSlotTaken) {
+		// Whoever holds a member that had to make way lets its old link go a
+		// little later.
+		s.lookCloser = true
+	}
 	if err != nil {
 		return nil, err
 	}

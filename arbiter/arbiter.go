@@ -51,6 +51,7 @@ type Arbiter struct {
 	root    *bpffs.Root // nil where there is none yet
 	timeout time.Duration
 	log     func(msg string, args ...any)
+	lately  lately
 }
 
 // Options say where the state is.

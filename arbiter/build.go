@@ -67,11 +67,11 @@ func (a *Arbiter) build(h *xdp.Hook, p *plan, s *sources) (*build, error) {
 	case Single:
 		return a.buildSingle(p, members)
 	case Live:
-		return a.buildLive(p, members)
+		return a.buildLive(p, s, members)
 	case Fused:
 		return a.buildFused(p, members)
 	default: // any: several, and nobody said how
-		b, err := a.buildLive(p, members)
+		b, err := a.buildLive(p, s, members)
 		if !errors.Is(err, xdp.ErrNotSupported) && !errors.Is(err, object.ErrExtension) {
 			return b, err
 		}
@@ -186,7 +186,7 @@ func sameProgram(a, b arrangement) bool {
 
 // buildLive finds each member a slot, in the dispatcher that runs or, where that
 // has none or can't run them all, in a new one.
-func (a *Arbiter) buildLive(p *plan, members []*source) (_ *build, err error) {
+func (a *Arbiter) buildLive(p *plan, s *sources, members []*source) (_ *build, err error) {
 	b := &build{next: arrange(p.after, members)}
 	b.next.Engine = Live
 	defer func() {
@@ -215,7 +215,11 @@ func (a *Arbiter) buildLive(p *plan, members []*source) (_ *build, err error) {
 		}
 		b.closeLater(running)
 		if running.Frags() == wanted.Frags && running.DeviceBound() == (wanted.Ifindex != 0) {
-			if layout, err = live.Layout(seats(current, b.next), taken(running, current)); err != nil {
+			taken, err := taken(running, current, s.lookCloser)
+			if err != nil {
+				return nil, err
+			}
+			if layout, err = live.Layout(seats(current, b.next), taken); err != nil {
 				return nil, err
 			}
 		}
@@ -224,7 +228,7 @@ func (a *Arbiter) buildLive(p *plan, members []*source) (_ *build, err error) {
 		}
 	}
 	if layout.New {
-		if layout.Slots, err = live.Spread(len(members)); err != nil {
+		if layout.Slots, err = live.Fresh(len(members)); err != nil {
 			return nil, err
 		}
 		d, err := loadDispatcher(members[0].hook, wanted)
@@ -275,13 +279,18 @@ func seats(current, next arrangement) []live.Wanted {
 	return all
 }
 
-// taken are the slots that packets may be in, or that a link still has.
-func taken(d *live.Dispatcher, current arrangement) live.Slots {
+// taken are the slots that packets may be in, or that a link still has: as far as
+// the chain knows, or as the kernel says.
+func taken(d *live.Dispatcher, current arrangement, ask bool) (live.Slots, error) {
 	all := d.Enabled()
 	for _, m := range current.Members {
 		all = all.With(m.Slot)
 	}
-	return all
+	if !ask {
+		return all, nil
+	}
+	state, err := d.Read()
+	return all | state.Taken(), err
 }
 
 func loadDispatcher(h *xdp.Hook, o live.Options) (d *live.Dispatcher, err error) {

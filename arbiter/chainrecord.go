@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -151,11 +152,76 @@ type chainRecord struct {
 	header  chainHeader
 	current arrangement
 	next    arrangement // if header.Pending
+	// nextJSON is next as it is written down.
+	nextJSON []byte
+	lately   *lately
+	// elements is the map while it is kept open.
+	elements *ebpf.Map
+}
+
+// keepOpen keeps the map open for what comes. The caller calls what it returns
+// afterwards.
+func (r *chainRecord) keepOpen() (release func(), err error) {
+	if r.elements, err = openChainMap(r.path); err != nil {
+		return nil, err
+	}
+	return func() {
+		r.elements.Close()
+		r.elements = nil
+	}, nil
+}
+
+// with calls f with the map.
+func (r *chainRecord) with(f func(*ebpf.Map) error) error {
+	if r.elements != nil {
+		return f(r.elements)
+	}
+	m, err := openChainMap(r.path)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return f(m)
+}
+
+// lately is the arrangement that an arbiter has read or written last, by its
+// JSON. A change reads the chain twice, and who makes several finds what the last
+// one wrote: reading the JSON would be most of what it takes, and the more so
+// the more members there are.
+type lately struct {
+	mutex sync.Mutex
+	json  []byte
+	known arrangement
+}
+
+func (l *lately) keep(json []byte, a arrangement) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	a.Members = slices.Clone(a.Members)
+	l.json, l.known = json, a
+}
+
+// decode reads an arrangement, and keeps it.
+func (l *lately) decode(json []byte) (arrangement, error) {
+	l.mutex.Lock()
+	same := bytes.Equal(json, l.json)
+	a := l.known
+	l.mutex.Unlock()
+	if same {
+		a.Members = slices.Clone(a.Members)
+		return a, nil
+	}
+	a = arrangement{}
+	if err := decodeElement(json, &a); err != nil {
+		return a, err
+	}
+	l.keep(bytes.Clone(json), a)
+	return a, nil
 }
 
 // createChainRecord makes a record that says that there is nothing yet, and pins
 // it.
-func createChainRecord(path, iface string) (*chainRecord, error) {
+func (a *Arbiter) createChainRecord(path, iface string) (*chainRecord, error) {
 	m, err := ebpf.NewMap(&chainSpec)
 	if err != nil {
 		return nil, fmt.Errorf("make the chain's record: %w", err)
@@ -163,7 +229,7 @@ func createChainRecord(path, iface string) (*chainRecord, error) {
 	defer m.Close()
 	r := &chainRecord{
 		path: path, header: chainHeader{Version: chainVersion, Interface: iface},
-		current: arrangement{NextID: firstID},
+		current: arrangement{NextID: firstID}, lately: &a.lately,
 	}
 	if err := errors.Join(putElement(m, keyCurrent, r.current), putElement(m, keyHeader, r.header)); err != nil {
 		return nil, err
@@ -187,137 +253,158 @@ func openChainMap(path string) (*ebpf.Map, error) {
 }
 
 // readChainRecord reads the record that is pinned there.
-func readChainRecord(path string) (*chainRecord, error) {
+func (a *Arbiter) readChainRecord(path string) (*chainRecord, error) {
 	m, err := openChainMap(path)
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	r := &chainRecord{path: path}
+	r := &chainRecord{path: path, lately: &a.lately}
 	if err := getElement(m, keyHeader, &r.header); err != nil {
 		return nil, err
 	}
 	if r.header.Version != chainVersion {
 		return nil, fmt.Errorf("the chain's record is of version %d, and this Holdfast knows version %d", r.header.Version, chainVersion)
 	}
-	if err := getElement(m, keyCurrent, &r.current); err != nil {
-		return nil, err
+	err = withElement(m, keyCurrent, func(json []byte) error {
+		r.current, err = r.lately.decode(json)
+		return err
+	})
+	if err != nil || r.header.Pending == nil {
+		return r, err
 	}
-	if r.header.Pending != nil {
-		err = getElement(m, keyNext, &r.next)
-	}
-	return r, err
+	return r, withElement(m, keyNext, func(json []byte) error {
+		r.nextJSON = bytes.Clone(json)
+		return decodeElement(json, &r.next)
+	})
 }
 
 // member reads whose a member is.
 func (r *chainRecord) member(id uint32) (memberRecord, error) {
 	var found memberRecord
-	m, err := openChainMap(r.path)
-	if err != nil {
-		return found, err
+	err := r.with(func(m *ebpf.Map) error { return getElement(m, id, &found) })
+	return found, err
+}
+
+// element is one of the map as it is there, with zeros behind its JSON.
+type element [chainValueSize]byte
+
+// elements are for the next one that is read or written: they are large, and a
+// change takes some ten.
+var elements = sync.Pool{New: func() any { return new(element) }}
+
+// withElement reads an element for as long as f runs.
+func withElement(m *ebpf.Map, key uint32, f func(json []byte) error) error {
+	e := elements.Get().(*element)
+	defer elements.Put(e)
+	if err := m.Lookup(key, e); err != nil {
+		return fmt.Errorf("read the chain's record: %w", err)
 	}
-	defer m.Close()
-	return found, getElement(m, id, &found)
+	json, _, _ := bytes.Cut(e[:], []byte{0})
+	return f(json)
 }
 
 func getElement(m *ebpf.Map, key uint32, into any) error {
-	var value []byte
-	if err := m.Lookup(key, &value); err != nil {
-		return fmt.Errorf("read the chain's record: %w", err)
-	}
-	return decodeElement(value, into)
+	return withElement(m, key, func(json []byte) error { return decodeElement(json, into) })
 }
 
 func decodeElement(b []byte, into any) error {
-	if err := json.Unmarshal(bytes.TrimRight(b, "\x00"), into); err != nil {
+	if err := json.Unmarshal(b, into); err != nil {
 		return fmt.Errorf("the chain's record can't be read: %w", err)
 	}
 	return nil
 }
 
-func encodeElement(from any) ([]byte, error) {
-	b, err := json.Marshal(from)
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > chainValueSize {
-		return nil, fmt.Errorf("%w: names and paths together are too long: they take %d bytes, %d at most", xdp.ErrInvalid, len(b), chainValueSize)
-	}
-	return append(b, make([]byte, chainValueSize-len(b))...), nil
-}
-
 // putElement writes one element, for whoever reads it in one step.
 func putElement(m *ebpf.Map, key uint32, value any) error {
-	b, err := encodeElement(value)
+	b, err := json.Marshal(value)
 	if err != nil {
 		return err
 	}
-	if err := m.Put(key, b); err != nil {
+	return putJSON(m, key, b)
+}
+
+func putJSON(m *ebpf.Map, key uint32, json []byte) error {
+	if len(json) > chainValueSize {
+		return fmt.Errorf("%w: names and paths together are too long: they take %d bytes, %d at most", xdp.ErrInvalid, len(json), chainValueSize)
+	}
+	e := elements.Get().(*element)
+	defer elements.Put(e)
+	clear(e[copy(e[:], json):])
+	if err := m.Put(key, e); err != nil {
 		return fmt.Errorf("write the chain's record: %w", err)
 	}
 	return nil
 }
 
-func (r *chainRecord) put(key uint32, value any) error {
-	m, err := openChainMap(r.path)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	return putElement(m, key, value)
+func (r *chainRecord) putHeader() error {
+	return r.with(func(m *ebpf.Map) error { return putElement(m, keyHeader, r.header) })
 }
-
-func (r *chainRecord) putHeader() error { return r.put(keyHeader, r.header) }
 
 // begin writes down what a change is about to do. From then on whoever reads the
 // record can complete it or undo it.
-func (r *chainRecord) begin(_ locked, by request, next arrangement, fresh map[uint32]memberRecord) error {
-	m, err := openChainMap(r.path)
+func (r *chainRecord) begin(l locked, by request, next arrangement, fresh map[uint32]memberRecord) error {
+	err := r.with(func(m *ebpf.Map) error {
+		for id, member := range fresh {
+			if err := putElement(m, id, member); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	defer m.Close()
-	for id, member := range fresh {
-		if err := putElement(m, id, member); err != nil {
-			return err
-		}
-	}
-	if err := putElement(m, keyNext, next); err != nil {
+	if err := r.amend(l, next); err != nil {
 		return err
 	}
-	r.next, r.header.Pending = next, &by
-	return putElement(m, keyHeader, r.header)
+	r.header.Pending = &by
+	return r.putHeader()
 }
 
-// decide says which of the two arrangements runs.
+// amend writes down more of what a change is about to do.
+func (r *chainRecord) amend(_ locked, next arrangement) (err error) {
+	r.next = next
+	if r.nextJSON, err = json.Marshal(next); err != nil {
+		return err
+	}
+	return r.with(func(m *ebpf.Map) error { return putJSON(m, keyNext, r.nextJSON) })
+}
+
+// decide says that what the change was about to do is what runs.
 //
 // Killed afterwards, whoever finds the change pending decides once more, and
 // comes to the same.
-func (r *chainRecord) decide(_ locked, a arrangement) error {
-	r.current = a
-	return r.put(keyCurrent, a)
+func (r *chainRecord) decide(_ locked) error {
+	r.current = r.next
+	if err := r.with(func(m *ebpf.Map) error { return putJSON(m, keyCurrent, r.nextJSON) }); err != nil {
+		return err
+	}
+	r.lately.keep(r.nextJSON, r.next)
+	return nil
 }
 
 // end closes a change that was decided, and forgets the members that are not in
 // the chain: those of the arrangements that are given.
 func (r *chainRecord) end(_ locked, had ...arrangement) error {
-	m, err := openChainMap(r.path)
+	err := r.with(func(m *ebpf.Map) error {
+		for _, a := range had {
+			for _, p := range a.Members {
+				if r.current.find(p.ID) != nil {
+					continue
+				}
+				if err := m.Delete(p.ID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+					return fmt.Errorf("write the chain's record: %w", err)
+				}
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	defer m.Close()
-	for _, a := range had {
-		for _, p := range a.Members {
-			if r.current.find(p.ID) != nil {
-				continue
-			}
-			if err := m.Delete(p.ID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				return fmt.Errorf("write the chain's record: %w", err)
-			}
-		}
-	}
 	r.header.Pending = nil
-	return putElement(m, keyHeader, r.header)
+	return r.putHeader()
 }
 
 // summary is the record of the chain as a whole, but for its owner.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/object"
@@ -155,11 +156,15 @@ func (a *Arbiter) readIfThere(key string) (*entry, error) {
 }
 
 func (a *Arbiter) readEntry(key string) (*entry, error) {
+	e, err := a.readChainEntry(key)
+	if e != nil || err != nil {
+		return e, err
+	}
 	names, err := os.ReadDir(a.root.Path(key))
 	if err != nil {
 		return nil, fmt.Errorf("read the state: %w", err)
 	}
-	e := &entry{key: key, recordErr: errNoRecord}
+	e = &entry{key: key, recordErr: errNoRecord}
 	for _, n := range names {
 		switch name := n.Name(); {
 		case name == recordPin:
@@ -170,52 +175,64 @@ func (a *Arbiter) readEntry(key string) (*entry, error) {
 				return nil, a.notOurs(key, e.recordErr)
 			}
 		case name == linkPin:
-			l, err := xdp.OpenPinned(a.root.Path(key, linkPin))
-			if errors.Is(err, xdp.ErrNotFound) {
-				continue
-			}
-			if errors.Is(err, xdp.ErrInvalid) {
-				return nil, a.notOurs(key, errors.New("what is pinned as the link is no XDP link"))
-			}
-			if err != nil {
+			if e.link, err = a.readLink(key); err != nil {
 				return nil, err
 			}
-			info, err := l.Info()
-			l.Close()
-			if err != nil {
-				return nil, err
-			}
-			e.link = &info
-		case name == chainPin:
-			e.chain, err = readChainRecord(a.root.Path(key, chainPin))
-			if errors.Is(err, os.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return nil, a.notOurs(key, err)
-			}
-			e.record, e.recordErr = e.chain.summary(), nil
 		case strings.HasPrefix(name, arrayPrefix):
 			e.arrays = append(e.arrays, name)
 		}
 	}
-	if e.chain != nil && e.link == nil && e.chain.header.LinkID != 0 {
-		// Nobody pinned it: the holders of its members alone keep it.
-		l, err := xdp.OpenID(e.chain.header.LinkID)
-		if errors.Is(err, xdp.ErrNotFound) {
-			return e, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		info, err := l.Info()
-		l.Close()
-		if err != nil {
-			return nil, err
-		}
-		e.link = &info
-	}
 	return e, nil
+}
+
+// readChainEntry reads the entry of an owned chain, nil where it is none. Names
+// are not listed for that: there are as many as members.
+func (a *Arbiter) readChainEntry(key string) (*entry, error) {
+	chain, err := a.readChainRecord(a.root.Path(key, chainPin))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, a.notOurs(key, err)
+	}
+	e := &entry{key: key, chain: chain, record: chain.summary()}
+	if e.link, err = a.readLink(key); err != nil || e.link != nil || chain.header.LinkID == 0 {
+		return e, err
+	}
+	// Nobody pinned it: the holders of its members alone keep it.
+	l, err := xdp.OpenID(chain.header.LinkID)
+	if errors.Is(err, xdp.ErrNotFound) {
+		return e, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	e.link, err = infoOf(l)
+	return e, err
+}
+
+// readLink reads the pinned link, nil where there is none.
+func (a *Arbiter) readLink(key string) (*xdp.LinkInfo, error) {
+	l, err := xdp.OpenPinned(a.root.Path(key, linkPin))
+	switch {
+	case errors.Is(err, xdp.ErrNotFound):
+		return nil, nil
+	case errors.Is(err, xdp.ErrInvalid):
+		return nil, a.notOurs(key, errors.New("what is pinned as the link is no XDP link"))
+	case err != nil:
+		return nil, err
+	}
+	return infoOf(l)
+}
+
+// infoOf reads a link and closes it.
+func infoOf(l *xdp.Link) (*xdp.LinkInfo, error) {
+	info, err := l.Info()
+	l.Close()
+	if err != nil {
+		return nil, err
+	}
+	return &info, nil
 }
 
 // errNotOurs says that an entry has what this Holdfast does not put there.

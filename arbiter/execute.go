@@ -77,7 +77,12 @@ func (a *Arbiter) execute(l locked, now hookState, t *Transaction, p *plan, b *b
 	} else {
 		x.record = now.entry.chain
 	}
-	if err := x.run(); err != nil {
+	release, err := x.record.keepOpen()
+	if err == nil {
+		err = x.run()
+		release()
+	}
+	if err != nil {
 		undo := x.undo
 		if first {
 			undo = x.discard
@@ -95,7 +100,7 @@ func (x *execution) create() error {
 	if err := os.Mkdir(x.path(), 0o700); err != nil {
 		return err
 	}
-	r, err := createChainRecord(x.path(chainPin), x.hook.Name())
+	r, err := x.createChainRecord(x.path(chainPin), x.hook.Name())
 	x.record = r
 	return err
 }
@@ -198,14 +203,15 @@ func (x *execution) fillSlots() error {
 	if len(x.slots) == 0 {
 		return nil
 	}
-	return x.record.put(keyNext, x.next)
+	return x.record.amend(x.l, x.next)
 }
 
 // attachSlot attaches an extension to a slot that no member has. A link that had
 // it may be there still: the kernel releases one some milliseconds after its last
-// pin is removed.
+// pin is removed, which is not worth another plan. Who holds a link that had it
+// may take longer, and then there is one.
 func attachSlot(d *live.Dispatcher, slot live.Slot, p *ebpf.Program) (kernel.FD, error) {
-	const patience = 2 * time.Second
+	const patience = 50 * time.Millisecond
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		fd, err := d.Attach(slot, kernel.FD(p.FD()))
 		if !errors.Is(err, live.ErrSlotTaken) || time.Now().After(deadline) {
@@ -326,7 +332,7 @@ func (x *execution) hand(root *xdp.Link) error {
 // before it needed.
 func (x *execution) finish() error {
 	before := x.record.current
-	if err := x.record.decide(x.l, x.next); err != nil {
+	if err := x.record.decide(x.l); err != nil {
 		return err
 	}
 	drain := leaves(before, x.next)
@@ -396,15 +402,14 @@ func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error
 	a.log("settled a change that a killed process had begun", "entry", key, "made", made)
 	drain := leaves(r.current, r.next) || leaves(r.next, r.current)
 	had := r.current
-	runs := r.current
 	if made {
 		if err := a.keepSettled(key, r); err != nil {
 			return false, err
 		}
-		runs, r.header.Done = r.next, r.header.Pending
-	}
-	if err := r.decide(l, runs); err != nil {
-		return false, err
+		if err := r.decide(l); err != nil {
+			return false, err
+		}
+		r.header.Done = r.header.Pending
 	}
 	if err := a.sweep(l, key, r, drain); err != nil {
 		return false, err
@@ -546,18 +551,17 @@ func (a *Arbiter) deadMembers(key string, r *chainRecord) map[uint32]bool {
 		if m.Lifetime != owned.Held {
 			continue
 		}
-		record, err := r.member(m.ID)
-		alive := err != nil || record.Owner.Alive()
 		if r.current.Engine == Live {
 			pin := a.root.Path(key, memberDir(m.ID), linkPinName(r.current.ProgramID, m.Slot))
-			if _, err := os.Lstat(pin); err == nil {
-				// It waits to be taken over, and lives by its pin until then.
-				dead[m.ID] = !alive
+			if _, err := os.Lstat(pin); err != nil {
+				if !linkLives(m.LinkID) {
+					dead[m.ID] = true
+				}
 				continue
 			}
-			alive = linkLives(m.LinkID)
+			// It waits to be taken over, and lives by its pin until then.
 		}
-		if !alive {
+		if record, err := r.member(m.ID); err == nil && !record.Owner.Alive() {
 			dead[m.ID] = true
 		}
 	}
@@ -587,18 +591,21 @@ func (a *Arbiter) acknowledgeChain(key string, owner Owner) Acknowledge {
 			return err
 		}
 		defer l.unlock()
-		e, err := a.readEntry(key)
+		r, err := a.readChainRecord(a.root.Path(key, chainPin))
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		r := e.chain
-		if r == nil || r.header.Pending != nil || r.header.Done == nil || r.header.Done.By != owner.Process {
+		if r.header.Pending != nil || r.header.Done == nil || r.header.Done.By != owner.Process {
 			return nil // others went on from there
 		}
 		if r.current.ProgramID == 0 {
+			e, err := a.readIfThere(key)
+			if err != nil || e == nil {
+				return err
+			}
 			return a.removeEntry(l, e)
 		}
 		r.header.Done = nil

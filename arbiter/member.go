@@ -177,7 +177,7 @@ func (h *HeldMember) takeOver(ctx context.Context) error {
 // index.
 func (h *HeldMember) record() (*chainRecord, error) {
 	a := h.arbiter
-	r, err := readChainRecord(a.root.Path(h.key, chainPin))
+	r, err := a.readChainRecord(a.root.Path(h.key, chainPin))
 	switch {
 	case err == nil && r.header.LinkID == h.chain:
 		return r, nil

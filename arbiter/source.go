@@ -40,6 +40,9 @@ type sources struct {
 	changes []*source
 	// running are those of members that are in the chain already.
 	running map[uint32]*source
+	// lookCloser has the kernel say which slots have a link still. It goes
+	// through the links of all chains for that.
+	lookCloser bool
 }
 
 // source is where one version of a member comes from.

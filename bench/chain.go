@@ -159,7 +159,7 @@ func (w *world) chainContenders(holdfast, directory string) ([]contender, error)
 			_, err := chains.Remove(context.Background(), hook, libxdp.Target{ID: id})
 			return err
 		}},
-		byCommand(owned, func(args ...string) *exec.Cmd { return exec.Command(holdfast, args...) },
+		byCommand(ownTool, func(args ...string) *exec.Cmd { return exec.Command(holdfast, args...) },
 			[]string{"attach", iface, file, "--mode", "native", "--shared"},
 			func(id string) []string { return []string{"detach", iface, id} }),
 	}

@@ -15,7 +15,7 @@ import (
 
 // The commands that do the same job.
 const (
-	owned     = "holdfast"
+	ownTool   = "holdfast"
 	shared    = "holdfast --single"
 	xdpLoader = "xdp-loader"
 	ipLink    = "ip link"
@@ -32,7 +32,7 @@ type tool struct {
 func tools(holdfast, iface, object string) []tool {
 	return []tool{
 		{
-			name:    owned,
+			name:    ownTool,
 			attach:  []string{holdfast, "attach", iface, object, "--mode", "native"},
 			replace: []string{holdfast, "replace", iface, object, "--expect", "any"},
 			detach:  []string{holdfast, "detach", iface},
@@ -120,7 +120,7 @@ func starts(holdfast, nothing string) []contender {
 	for _, s := range []struct {
 		name string
 		line []string
-	}{{owned, []string{holdfast, "version"}}, {doNothing, []string{nothing}}} {
+	}{{ownTool, []string{holdfast, "version"}}, {doNothing, []string{nothing}}} {
 		contenders = append(contenders, contender{s.name, func(c *clock) error {
 			rest()
 			return c.time(start, 1, func() error { return run(s.line) })

@@ -25,6 +25,8 @@ func bench() error {
 	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces or -chains")
 	onlyPackets := flag.Bool("packets", false, "measure only what a packet costs in chains, print that, and change no document; needs no root")
 	packetsInGuest := flag.Bool("packets-here", false, "measure that, with what the virtual machine has, and print the results (used by the program itself)")
+	controlInGuest := flag.Bool("control-here", false, "measure owned chains")
+	onlyControl := flag.Bool("control", false, "measure owned chains")
 	scratch := flag.String("scratch", "", "directory for files, with -interfaces, -chains or -packets-here")
 	flag.Parse()
 	if *interfaces > 0 {
@@ -35,6 +37,9 @@ func bench() error {
 	}
 	if *packetsInGuest {
 		return packetsHere(*scratch, os.Stdout)
+	}
+	if *controlInGuest {
+		return controlHere(*scratch, os.Stdout)
 	}
 	if os.Geteuid() != 0 && !*onlyPackets {
 		return errors.New("attaching needs root: run it with sudo")
@@ -58,6 +63,24 @@ func bench() error {
 	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build holdfast: %w\n%s", err, output)
+	}
+	if *onlyControl {
+		c, err := control(dir)
+		if err != nil {
+			return err
+		}
+		for _, g := range controlGroups {
+			o := c.Races[g.name]
+			fmt.Println(g.name, o.Rounds)
+			for _, s := range o.Steps {
+				fmt.Print(s)
+				for _, n := range []string{permanentMember, heldMember, bareMember} {
+					fmt.Print(" ", n, " ", duration(o.of(s, n).mid), " ", ratio(o.ratio(s, n, bareMember)))
+				}
+				fmt.Println()
+			}
+		}
+		return nil
 	}
 	costs, err := packets(dir)
 	if err != nil {

@@ -15,11 +15,13 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 
 	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/fused"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
@@ -36,10 +38,15 @@ const (
 	liveTwins  = "live, all replaced"
 	liveSpread = "live, spread"
 	liveMasked = "live, one mask"
+	fusedWay   = "fused"
+	inlinedWay = "inlined by hand"
 	sharedWay  = "shared"
 	liveDrop   = "live, dropped"
 	sharedDrop = "shared, dropped"
 )
+
+// lookingUp is a way with other members: each looks the packet up in a map.
+func lookingUp(way string) string { return way + ", looking up" }
 
 // packetKernel is what packets are measured on, and packetPeer the line of
 // xdp-loader that makes libxdp's dispatcher.
@@ -50,6 +57,9 @@ const (
 
 // packetSizes are the lengths of chains, as far as a way has room for them.
 var packetSizes = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 32}
+
+// lookUpSizes are those that bpf/inlined.c has with members that look up.
+var lookUpSizes = []int{1, 2, 5, 10}
 
 // packetCosts are what the virtual machine found out, in instructions.
 type packetCosts struct {
@@ -120,12 +130,18 @@ func packetsHere(directory string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	g := &gauge{hook: w.hooks[0], iface: w.names[0], drop: filepath.Join(directory, "drop.o")}
-	if g.pass, err = objectFile(directory); err != nil {
-		return err
-	}
-	if err := os.WriteFile(g.drop, bpfprog.ELF("drop"), 0o600); err != nil {
-		return err
+	g := &gauge{hook: w.hooks[0], iface: w.names[0]}
+	for _, p := range []struct {
+		to   *source
+		file string
+		name string
+	}{
+		{&g.pass, "pass", "xdp_pass"}, {&g.drop, "drop", "xdp_drop"}, {&g.looksUp, "inlined", "looks_up"},
+	} {
+		*p.to = source{filepath.Join(directory, p.file+".o"), p.name}
+		if err := os.WriteFile(p.to.path, bpfprog.ELF(p.file), 0o600); err != nil {
+			return err
+		}
 	}
 	if g.alone, err = g.measureAlone(); err != nil {
 		return err
@@ -134,7 +150,7 @@ func packetsHere(directory string, out io.Writer) error {
 	for _, w := range g.ways() {
 		costs.Costs[w.name] = map[int]float64{}
 		for _, n := range packetSizes {
-			if n < w.least || n > w.most {
+			if n < w.least || n > w.most || w.sizes != nil && !slices.Contains(w.sizes, n) {
 				continue
 			}
 			if costs.Costs[w.name][n], err = g.measure(w, n); err != nil {
@@ -151,51 +167,113 @@ func packetsHere(directory string, out io.Writer) error {
 
 // gauge measures programs.
 type gauge struct {
-	hook       *xdp.Hook
-	iface      string
-	pass, drop string  // object files
-	alone      float64 // what the kernel takes to run the smallest program
+	hook                *xdp.Hook
+	iface               string
+	pass, drop, looksUp source
+	alone               float64 // what the kernel takes to run the smallest program
 }
+
+// source is where members come from: a program of an object file.
+type source struct{ path, program string }
+
+func (s source) open() (*object.Object, object.LoadOptions, error) {
+	o, err := object.Open(s.path)
+	return o, object.LoadOptions{Program: object.Choice{Name: s.program}}, err
+}
+
+func (s source) load(extend *object.Extension) (*object.Loaded, error) {
+	o, opts, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	opts.Extend = extend
+	l, err := o.Load(opts)
+	if err != nil {
+		return nil, err
+	}
+	return l, list(l.Maps)
+}
+
+// list writes the sender of the packet that is measured into the maps of members
+// that look it up: it passes.
+func list(maps map[string]*ebpf.Map) error {
+	for name, m := range maps {
+		if !strings.HasPrefix(name, "listed") {
+			continue
+		}
+		if err := m.Put(packet[senderAt:senderAt+4], uint32(chain.Pass)); err != nil {
+			return fmt.Errorf("list the sender: %w", err)
+		}
+	}
+	return nil
+}
+
+// packet is the one that is measured: UDP over IPv4.
+var packet = func() []byte {
+	p := make([]byte, 64)
+	p[12], p[14], p[23] = 0x08, 0x45, unix.IPPROTO_UDP
+	copy(p[senderAt:], []byte{192, 0, 2, 1})
+	return p
+}()
+
+const senderAt = 26
 
 // way is how a chain of so many members is made. Its program runs until it is
 // taken down.
 type way struct {
 	name        string
 	least, most int
+	sizes       []int        // the only ones, nil for all
 	action      chain.Action // what comes out
 	build       func(n int) (program *ebpf.Program, takeDown func() error, err error)
 }
 
 func (g *gauge) ways() []way {
 	return []way{
-		{liveChain, 0, live.Places, chain.Pass, g.live(g.pass, 0, dense)},
-		{liveTwins, 1, live.Places, chain.Pass, g.live(g.pass, 0, twins)},
-		{liveSpread, 1, live.Places, chain.Pass, g.live(g.pass, 0, live.Spread)},
-		{liveMasked, 1, live.Places, chain.Pass, g.live(g.pass, chain.Set(chain.Pass, chain.Tx), dense)},
-		{liveDrop, 1, live.Places, chain.Drop, g.live(g.drop, 0, dense)},
-		{sharedWay, 1, libxdp.MaxMembers, chain.Pass, g.shared(g.pass)},
-		{sharedDrop, 1, libxdp.MaxMembers, chain.Drop, g.shared(g.drop)},
-		{peerName(packetPeer), 1, libxdp.MaxMembers, chain.Pass, g.peer(g.pass)},
+		{liveChain, 0, live.Places, nil, chain.Pass, g.live(g.pass, g.pass, 0, live.Fresh)},
+		{liveTwins, 1, live.Places, nil, chain.Pass, g.live(g.pass, g.pass, 0, twins)},
+		{liveSpread, 1, live.Places, nil, chain.Pass, g.live(g.pass, g.pass, 0, spread)},
+		{liveMasked, 1, live.Places, nil, chain.Pass, g.live(g.pass, g.pass, chain.Set(chain.Pass, chain.Tx), live.Fresh)},
+		{liveDrop, 1, live.Places, nil, chain.Drop, g.live(g.drop, g.pass, 0, live.Fresh)},
+		{fusedWay, 1, live.Places, nil, chain.Pass, fuse(g.pass)},
+		{inlinedWay, 0, live.Places, nil, chain.Pass, inlined("pass")},
+		{sharedWay, 1, libxdp.MaxMembers, nil, chain.Pass, g.shared(g.pass)},
+		{sharedDrop, 1, libxdp.MaxMembers, nil, chain.Drop, g.shared(g.drop)},
+		{peerName(packetPeer), 1, libxdp.MaxMembers, nil, chain.Pass, g.peer(g.pass.path)},
+		{lookingUp(liveChain), 1, live.Places, lookUpSizes, chain.Pass, g.live(g.looksUp, g.looksUp, 0, live.Fresh)},
+		{lookingUp(fusedWay), 1, live.Places, lookUpSizes, chain.Pass, fuse(g.looksUp)},
+		{lookingUp(inlinedWay), 1, live.Places, lookUpSizes, chain.Pass, inlined("look_up")},
 	}
 }
 
-// dense has the members side by side, as they are when each came after the last.
-func dense(n int) ([]live.Slot, error) {
-	a, err := live.Layout(slices.Repeat([]live.Wanted{{Slot: live.NoSlot}}, n), 0)
-	return a.Slots, err
-}
-
 func twins(n int) ([]live.Slot, error) {
-	slots, err := dense(n)
+	slots, err := live.Fresh(n)
 	for i, s := range slots {
 		slots[i] = s.Twin()
 	}
 	return slots, err
 }
 
-// live makes a live chain of the program in the file first, and others that pass
-// every packet. proceedOn, if it is not 0, is the first one's.
-func (g *gauge) live(first string, proceedOn chain.Actions, arrange func(int) ([]live.Slot, error)) func(int) (*ebpf.Program, func() error, error) {
+// spread has each member come before all that are there, so that others have to
+// make way time and again.
+func spread(n int) ([]live.Slot, error) {
+	var slots []live.Slot
+	for range n {
+		wanted := []live.Wanted{{Slot: live.NoSlot}}
+		for _, s := range slots {
+			wanted = append(wanted, live.Wanted{Slot: s})
+		}
+		a, err := live.Layout(wanted, live.SetOf(slots...))
+		if err != nil {
+			return nil, err
+		}
+		slots = a.Slots
+	}
+	return slots, nil
+}
+
+// live makes a live chain. proceedOn, if it is not 0, is the first one's.
+func (g *gauge) live(first, others source, proceedOn chain.Actions, arrange func(int) ([]live.Slot, error)) func(int) (*ebpf.Program, func() error, error) {
 	return func(n int) (_ *ebpf.Program, _ func() error, err error) {
 		d, err := live.Load(live.Options{})
 		if err != nil {
@@ -224,11 +302,12 @@ func (g *gauge) live(first string, proceedOn chain.Actions, arrange func(int) ([
 			}
 		}
 		for i, s := range slots {
-			file := g.pass
+			from := others
 			if i == 0 {
-				file = first
+				from = first
 			}
-			member, err := loadMember(file, d.Extension(s))
+			extend := d.Extension(s)
+			member, err := from.load(&extend)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -243,20 +322,55 @@ func (g *gauge) live(first string, proceedOn chain.Actions, arrange func(int) ([
 	}
 }
 
-func loadMember(file string, e object.Extension) (*object.Loaded, error) {
-	return loadFile(file, object.LoadOptions{Extend: &e})
+// fuse makes one program of members that are all the same, and have maps of
+// their own.
+func fuse(from source) func(n int) (*ebpf.Program, func() error, error) {
+	return func(n int) (*ebpf.Program, func() error, error) {
+		var members []fused.Member
+		defer func() {
+			for _, m := range members {
+				m.Program.Close() // the fused program keeps the maps
+			}
+		}()
+		for i := range n {
+			o, opts, err := from.open()
+			if err != nil {
+				return nil, nil, err
+			}
+			p, err := o.Prepare(opts)
+			if err != nil {
+				return nil, nil, err
+			}
+			members = append(members, fused.Member{Name: fmt.Sprintf("m%d", i), ProceedOn: chain.DefaultProceedOn, Program: p})
+			if err := list(p.Maps); err != nil {
+				return nil, nil, err
+			}
+		}
+		program, err := fused.Load(members)
+		if err != nil {
+			return nil, nil, err
+		}
+		return program, program.Close, nil
+	}
 }
 
-func loadFile(file string, opts object.LoadOptions) (*object.Loaded, error) {
-	o, err := object.Open(file)
-	if err != nil {
-		return nil, err
+// inlined loads what bpf/inlined.c has made of that many members.
+func inlined(member string) func(n int) (*ebpf.Program, func() error, error) {
+	return func(n int) (*ebpf.Program, func() error, error) {
+		o, err := object.Read("inlined.o", bytes.NewReader(bpfprog.ELF("inlined")))
+		if err != nil {
+			return nil, nil, err
+		}
+		l, err := o.Load(object.LoadOptions{Program: object.Choice{Name: fmt.Sprintf("%s_%d", member, n)}})
+		if err != nil {
+			return nil, nil, err
+		}
+		return l.Program, l.Close, list(l.Maps)
 	}
-	return o.Load(opts)
 }
 
 // shared makes a chain of a shared hook with package chain/libxdp.
-func (g *gauge) shared(first string) func(int) (*ebpf.Program, func() error, error) {
+func (g *gauge) shared(first source) func(int) (*ebpf.Program, func() error, error) {
 	return func(n int) (*ebpf.Program, func() error, error) {
 		chains, err := libxdp.Open(libxdp.Options{})
 		if err != nil {
@@ -264,15 +378,15 @@ func (g *gauge) shared(first string) func(int) (*ebpf.Program, func() error, err
 		}
 		var adds []libxdp.Addition
 		for i := range n {
-			file, priority := g.pass, uint32(i)
+			from, priority := g.pass, uint32(i)
 			if i == 0 {
-				file = first
+				from = first
 			}
-			o, err := object.Open(file)
+			o, opts, err := from.open()
 			if err != nil {
 				return nil, nil, err
 			}
-			adds = append(adds, libxdp.Addition{Object: o, Priority: &priority})
+			adds = append(adds, libxdp.Addition{Object: o, Load: opts, Priority: &priority})
 		}
 		if _, err := chains.Add(context.Background(), g.hook, adds...); err != nil {
 			return nil, nil, err
@@ -343,7 +457,7 @@ func instructions(program *ebpf.Program, action chain.Action) (float64, error) {
 	const runs, repeat = 9, 100
 	least := time.Duration(1 << 62)
 	for range runs {
-		got, took, err := program.Benchmark(make([]byte, 64), repeat, nil)
+		got, took, err := program.Benchmark(packet, repeat, nil)
 		if err != nil {
 			return 0, err
 		}
@@ -381,7 +495,7 @@ func (g *gauge) joins(c *packetCosts) error {
 		return err
 	}
 	defer d.Close()
-	slots, err := dense(live.Places)
+	slots, err := live.Fresh(live.Places)
 	if err != nil {
 		return err
 	}
@@ -393,10 +507,14 @@ func (g *gauge) joins(c *packetCosts) error {
 			took *float64
 			do   func() error
 		}{
-			{&j.Load, func() (err error) { member, err = loadMember(g.pass, d.Extension(s)); return err }},
+			{&j.Load, func() (err error) {
+				extend := d.Extension(s)
+				member, err = g.pass.load(&extend)
+				return err
+			}},
 			{&j.Attach, func() (err error) { link, err = d.Attach(s, kernel.FD(member.Program.FD())); return err }},
 			{&j.Commit, func() error { return d.Commit(d.Enabled().With(s)) }},
-			{&j.Alone, func() (err error) { alone, err = loadFile(g.pass, object.LoadOptions{}); return err }},
+			{&j.Alone, func() (err error) { alone, err = g.pass.load(nil); return err }},
 		} {
 			if err := timed(step.took, step.do); err != nil {
 				return err
@@ -412,7 +530,7 @@ func (g *gauge) joins(c *packetCosts) error {
 
 // packetColumns are the ways in the table, by what becomes of the packet.
 func packetColumns() (passed, dropped []string) {
-	return []string{liveChain, liveTwins, liveSpread, liveMasked, sharedWay, peerName(packetPeer)}, []string{liveDrop, sharedDrop}
+	return []string{liveChain, liveTwins, liveSpread, liveMasked, fusedWay, inlinedWay, sharedWay, peerName(packetPeer)}, []string{liveDrop, sharedDrop}
 }
 
 // packetTargets judges live chains: none that libxdp could have, of two members

@@ -81,7 +81,7 @@ func plotCommands(path string, r *results) error {
 	p := newPlot("Whole commands, at one interface")
 	p.Y.Label.Text = "ms"
 	const width = 16
-	names := []string{owned, shared, xdpLoader, ipLink}
+	names := []string{ownTool, shared, xdpLoader, ipLink}
 	for i, name := range names {
 		var values plotter.Values
 		for _, group := range []string{process, crowded} {
@@ -110,7 +110,7 @@ func plotCommands(path string, r *results) error {
 func plotChains(path string, r *results) error {
 	p := newPlot("A member added to a chain, without grace periods")
 	p.X.Label.Text, p.Y.Label.Text = "members afterwards", "ms"
-	names := []string{library, owned}
+	names := []string{library, ownTool}
 	for _, line := range chainPeers {
 		names = append(names, peerName(line))
 	}

@@ -140,11 +140,11 @@ prints one line, %s. It is the price of Go, and of the packages that load BPF
 objects; xdp-loader is written in C. What comes on top is what only Holdfast does:
 lock and read its state, write who attached what, pin the link, read back from the
 kernel what is attached now, and mark the change as acknowledged.
-`, doNothing, duration(o.of(start, doNothing).mid), "`holdfast version`", duration(o.of(start, owned).mid))
+`, doNothing, duration(o.of(start, doNothing).mid), "`holdfast version`", duration(o.of(start, ownTool).mid))
 	b.WriteString("\nStatus, with a program at every interface, in a network namespace of that many:\n\n| interfaces | holdfast | ip link | xdp-loader |\n|---|---|---|---|\n")
 	for _, r := range all {
 		fmt.Fprintf(&b, "| %d", r.Interfaces)
-		for _, name := range []string{owned, ipLink, xdpLoader} {
+		for _, name := range []string{ownTool, ipLink, xdpLoader} {
 			fmt.Fprintf(&b, " | %s", duration(r.Races[processList].of(status, name).mid))
 		}
 		b.WriteString(" |\n")
@@ -199,7 +199,7 @@ func targets(all []*results) []target {
 		}
 	}
 	for _, step := range []string{attach, detach} {
-		e := all[0].Races[process].ratio(step, owned, xdpLoader)
+		e := all[0].Races[process].ratio(step, ownTool, xdpLoader)
 		t = append(t, target{fmt.Sprintf("`holdfast %s` to `xdp-loader`", step), "1.00", ratio(e), judge(e, 1)})
 	}
 	last := all[len(all)-1]
@@ -213,7 +213,7 @@ func targets(all []*results) []target {
 	for _, r := range all {
 		for name, jobs := range r.Memory {
 			for step, kib := range jobs {
-				if (name == owned || name == shared) && kib > peak {
+				if (name == ownTool || name == shared) && kib > peak {
 					peak, job = kib, fmt.Sprintf("%s, %d interfaces", step, r.Interfaces)
 				}
 			}
@@ -234,8 +234,8 @@ func chainTargets(r *results) []target {
 			limit     float64
 		}{
 			{"library, a member added, to `xdp-loader`", library, adding, 0.2},
-			{"`holdfast attach --shared` to `xdp-loader`", owned, adding, 1},
-			{"`holdfast detach` of a member to `xdp-loader`", owned, removing, 1},
+			{"`holdfast attach --shared` to `xdp-loader`", ownTool, adding, 1},
+			{"`holdfast detach` of a member to `xdp-loader`", ownTool, removing, 1},
 		} {
 			var estimates []estimate
 			var where []string
@@ -283,12 +283,12 @@ after a first member; %[2]s removes the old chain at once.
 		}
 		fmt.Fprintf(b, "\n|---|---|---|%s\n", strings.Repeat("---|", 3*len(chainPeers)))
 		for _, step := range o.Steps {
-			fmt.Fprintf(b, "| %s | %s | %s |", step, duration(o.of(step, library).mid), duration(o.of(step, owned).mid))
+			fmt.Fprintf(b, "| %s | %s | %s |", step, duration(o.of(step, library).mid), duration(o.of(step, ownTool).mid))
 			for _, line := range chainPeers {
 				fmt.Fprintf(b, " %s |", duration(o.of(step, peerName(line)).mid))
 			}
 			for _, line := range chainPeers {
-				for _, who := range []string{library, owned} {
+				for _, who := range []string{library, ownTool} {
 					fmt.Fprintf(b, " %s |", ratio(o.ratio(step, who, peerName(line))))
 				}
 			}
@@ -329,14 +329,14 @@ func comparison(b *bytes.Buffer, all []*results, group, what string, names ...st
 }
 
 func commandTable(b *bytes.Buffer, o *outcome) {
-	fmt.Fprintf(b, "| job | %s | %s | %s | %s | to %s | to %s |\n|---|---|---|---|---|---|---|\n", owned, shared, xdpLoader, ipLink, xdpLoader, ipLink)
+	fmt.Fprintf(b, "| job | %s | %s | %s | %s | to %s | to %s |\n|---|---|---|---|---|---|---|\n", ownTool, shared, xdpLoader, ipLink, xdpLoader, ipLink)
 	for _, step := range []string{attach, replace, detach} {
 		fmt.Fprintf(b, "| %s", step)
-		for _, name := range []string{owned, shared, xdpLoader, ipLink} {
+		for _, name := range []string{ownTool, shared, xdpLoader, ipLink} {
 			fmt.Fprintf(b, " | %s", duration(o.of(step, name).mid))
 		}
 		for _, name := range []string{xdpLoader, ipLink} {
-			fmt.Fprintf(b, " | %s", ratio(o.ratio(step, owned, name)))
+			fmt.Fprintf(b, " | %s", ratio(o.ratio(step, ownTool, name)))
 		}
 		b.WriteString(" |\n")
 	}
@@ -356,7 +356,7 @@ func memoryTable(b *bytes.Buffer, all []*results) {
 		}
 		fmt.Fprintf(b, " | %.1f", float64(kib)*1024/1e6)
 	}
-	for _, name := range []string{owned, shared, xdpLoader, ipLink} {
+	for _, name := range []string{ownTool, shared, xdpLoader, ipLink} {
 		fmt.Fprintf(b, "| %s", name)
 		for _, step := range []string{attach, replace, detach} {
 			cell(all[0].Memory[name][step])

@@ -34,6 +34,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -55,6 +56,8 @@ type Object struct {
 	order []string
 	// assignments are those that Set has made.
 	assignments []string
+	// sum is that of elf.
+	sum func() [sha256.Size]byte
 }
 
 // Open reads the object file at path. A file that is not there is an
@@ -105,7 +108,8 @@ func Read(name string, r io.ReaderAt) (*Object, error) {
 	default:
 		return nil, formatError(name, "it is damaged, truncated or made in a way that is not understood: "+err.Error(), "compile it anew", err)
 	}
-	return &Object{name: name, elf: b, spec: spec, order: order}, nil
+	sum := sync.OnceValue(func() [sha256.Size]byte { return sha256.Sum256(b) })
+	return &Object{name: name, elf: b, spec: spec, order: order, sum: sum}, nil
 }
 
 // parse guards against panics in the ELF and BTF readers: what a client sends
@@ -347,7 +351,7 @@ func (o *Object) listTypes() string {
 // variables.
 func (o *Object) digest(p *ebpf.ProgramSpec) string {
 	h := sha256.New()
-	file := sha256.Sum256(o.elf)
+	file := o.sum()
 	h.Write(file[:])
 	field := func(b []byte) {
 		// The length keeps neighbouring fields apart.

@@ -54,7 +54,7 @@ func (s *site) own(p *ebpf.Program) error {
 
 func buildLive(s *site, members []member) (*ebpf.Program, error) {
 	s.Helper()
-	slots, err := live.Spread(len(members))
+	slots, err := live.Fresh(len(members))
 	if err != nil {
 		return nil, err
 	}

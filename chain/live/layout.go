@@ -45,7 +45,7 @@ type Arrangement struct {
 //
 // A place of which one slot is taken by a member that leaves is as good as a free
 // one, by its twin. So a new dispatcher is needed only where links are left in
-// slots that are not enabled. In a new one members are spread as [Spread] does.
+// slots that are not enabled. In a new one members are as [Fresh] has them.
 //
 // It is an ErrFull if there are more than Places.
 func Layout(members []Wanted, taken Slots) (Arrangement, error) {
@@ -56,7 +56,7 @@ func Layout(members []Wanted, taken Slots) (Arrangement, error) {
 	free := freeSlots(taken)
 	stay := staying(members, taken, free)
 	if stay == nil {
-		slots, err := Spread(n)
+		slots, err := Fresh(n)
 		return Arrangement{Slots: slots, New: true}, err
 	}
 	a := Arrangement{Slots: make([]Slot, n)}
@@ -101,16 +101,18 @@ func Layout(members []Wanted, taken Slots) (Arrangement, error) {
 	return a, nil
 }
 
-// Spread returns the slots of n members in a dispatcher that has none: with a
-// free place before, between and after them, as far as there are so many, and
-// the rest at the end, where most new members go.
-func Spread(n int) ([]Slot, error) {
+// Fresh returns the slots of n members in a dispatcher that has none: side by
+// side, from the first place on. A free place costs each packet a comparison or
+// two, and one before the end is lost to a chain that only grows there, until
+// nearly all make way. When the first member comes between others all that make
+// way are spread.
+func Fresh(n int) ([]Slot, error) {
 	if n > Places {
 		return nil, fmt.Errorf("%w: %d members are more than the %d places of a dispatcher; detach some first", ErrFull, n, Places)
 	}
 	slots := make([]Slot, n)
 	for i := range slots {
-		slots[i] = Slot(2 * apart(i, n, Places))
+		slots[i] = Slot(2 * i)
 	}
 	return slots, nil
 }

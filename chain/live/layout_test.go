@@ -118,27 +118,31 @@ func TestAChainThatGrowsAtItsEndNeverHasAMemberMakeWay(t *testing.T) {
 	}
 }
 
-func TestMembersAreSpreadOverANewDispatcher(t *testing.T) {
+func TestMembersOfANewDispatcherLeaveNoPlaceFreeBetweenThem(t *testing.T) {
 	for n := range Places + 1 {
-		slots, err := Spread(n)
+		slots, err := Fresh(n)
 		if err != nil || len(slots) != n {
 			t.Fatalf("%d members: %v, %v", n, slots, err)
 		}
-		last, free := -1, 0
-		for _, s := range slots {
-			gap := s.Place() - last - 1
-			if s != Slot(2*s.Place()) || gap < 0 || gap > 1 {
+		for i, s := range slots {
+			if s != Slot(2*i) {
 				t.Fatalf("%d members are at %v", n, slots)
 			}
-			last, free = s.Place(), free+gap
 		}
-		if end := Places - 1 - last; end < 0 || end+free != Places-n || free < min(n, Places-n-1) {
-			t.Errorf("%d members at %v leave %d places free between them, and %d at the end", n, slots, free, end)
+	}
+	if _, err := Fresh(Places + 1); !errors.Is(err, ErrFull) {
+		t.Errorf("too many: %v", err)
+	}
+}
+
+// Whoever had to make way once leaves room for the next.
+func TestThoseThatMakeWayAreSpread(t *testing.T) {
+	for n := 1; n < 15; n++ {
+		slots, err := Fresh(n)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if n > 15 {
-			continue
-		}
-		// Wherever the next one comes, there is room.
+		slots = lay(t, append([]Wanted{{Slot: NoSlot}}, at(slots...)...), SetOf(slots...))
 		for i := range n + 1 {
 			next := lay(t, slices.Insert(at(slots...), i, Wanted{Slot: NoSlot}), SetOf(slots...))
 			if kept := slices.Delete(slices.Clone(next), i, i+1); !slices.Equal(kept, slots) {
@@ -146,14 +150,11 @@ func TestMembersAreSpreadOverANewDispatcher(t *testing.T) {
 			}
 		}
 	}
-	if _, err := Spread(Places + 1); !errors.Is(err, ErrFull) {
-		t.Errorf("too many: %v", err)
-	}
 }
 
 func TestOnlyLinksThatAreLeftMakeANewDispatcherNecessary(t *testing.T) {
 	a, err := Layout(at(0, NoSlot), ^Slots(0))
-	if err != nil || !a.New || !slices.Equal(a.Slots, []Slot{2, 6}) {
+	if err != nil || !a.New || !slices.Equal(a.Slots, []Slot{0, 2}) {
 		t.Errorf("%+v, %v", a, err)
 	}
 	// One of the pair is enough.

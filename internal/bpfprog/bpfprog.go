@@ -31,6 +31,7 @@ import (
 //go:generate bpf2go Filter ../../bpf/filter.c
 //go:generate bpf2go Frags ../../bpf/frags.c
 //go:generate bpf2go Gate ../../bpf/gate.c
+//go:generate bpf2go Inlined ../../bpf/inlined.c
 //go:generate bpf2go Legacy ../../bpf/legacy.c
 //go:generate bpf2go Mark ../../bpf/mark.c
 //go:generate bpf2go Member ../../bpf/member.c
