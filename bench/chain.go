@@ -80,7 +80,7 @@ func inMachine(directory string) (*chainResults, error) {
 		Files:  files,
 		Commands: []vm.Command{{
 			Path: guest + "bench",
-			Args: []string{"-chains", "-holdfast", guest + "holdfast", "-scratch", "/tmp"},
+			Args: []string{"-guest", "chains", "-holdfast", guest + "holdfast", "-scratch", "/tmp"},
 			Env:  []string{"HOLDFAST_CACHE=" + vm.GuestCache}, Stdout: &output, Stderr: os.Stderr,
 		}},
 		Timeout: 20 * time.Minute,

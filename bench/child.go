@@ -83,8 +83,12 @@ func (r *results) run(group string, rounds int, limit time.Duration, contenders 
 		return fmt.Errorf("%s: %w", group, err)
 	}
 	r.Races[group] = o
-	fmt.Fprintf(os.Stderr, "bench: %4d interfaces, %s: %d rounds in %.1f s\n",
-		r.Interfaces, group, o.Rounds, time.Since(start).Seconds())
+	if r.Interfaces > 0 {
+		fmt.Fprintf(os.Stderr, "bench: %4d interfaces, ", r.Interfaces)
+	} else {
+		fmt.Fprint(os.Stderr, "bench: ")
+	}
+	fmt.Fprintf(os.Stderr, "%s: %d rounds in %.1f s\n", group, o.Rounds, time.Since(start).Seconds())
 	return nil
 }
 

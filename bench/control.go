@@ -10,7 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
@@ -37,9 +43,9 @@ var controlSizes = []int{1, 2, 3, 5, 10, 20, 32}
 var steadySizes = controlSizes[2:]
 
 // controlGroups are the races, with what the report says of them.
-var controlGroups = []struct{ name, heading, suffix string }{
-	{controlled, "As it is used: a program of one's own enters the kernel's XDP dispatcher, which takes a grace period, and a member does not", ""},
-	{controlledCrowded, "With the 48 places in the kernel's XDP dispatcher taken, without that grace period", ", without grace periods"},
+var controlGroups = []struct{ name, heading string }{
+	{controlled, "As they are used: a program that is attached enters the kernel's XDP dispatcher, which takes it a grace period; what enters with the first member stays, but for the second, which brings the chain's own"},
+	{controlledCrowded, "With the 48 places in the kernel's XDP dispatcher taken, without that grace period"},
 }
 
 // control measures in a virtual machine what it takes to add a member to an
@@ -51,7 +57,7 @@ func control(directory string) (*chainResults, error) {
 		Kernel: chainKernel,
 		Files:  []vm.File{{Guest: guest, Host: filepath.Join(directory, "bench"), Mode: 0o755}},
 		Commands: []vm.Command{{
-			Path: guest, Args: []string{"-control-here", "-scratch", "/tmp"},
+			Path: guest, Args: []string{"-guest", "control", "-scratch", "/tmp"},
 			Stdout: &output, Stderr: os.Stderr,
 		}},
 		Timeout: 20 * time.Minute,
@@ -91,7 +97,7 @@ func controlHere(directory string, out io.Writer) error {
 		{heldMember, func(c *clock) error { return growChain(c, a, w.hooks[0], file, owned.Held) }},
 		{bareMember, func(c *clock) error { return loadAndLink(c, w.hooks[1], file) }},
 	}
-	r := &results{Interfaces: 1, Setup: w.took, Races: map[string]*outcome{}}
+	r := &results{Interfaces: len(w.hooks), Setup: w.took, Races: map[string]*outcome{}}
 	if err := r.run(controlled, 7, time.Minute, contenders); err != nil {
 		return err
 	}
@@ -180,4 +186,96 @@ func loadAndLink(c *clock, hook *xdp.Hook, file string) error {
 		}
 	}
 	return nil
+}
+
+// controlTargets judges permanent members that come into a chain which is live
+// already.
+func controlTargets(r *results) []target {
+	const limit = 1.5
+	o := r.Races[controlled]
+	var estimates []estimate
+	for _, size := range steadySizes {
+		estimates = append(estimates, o.ratio(adding(size), permanentMember, bareMember))
+	}
+	i := gravest(estimates, limit)
+	most := steadySizes[len(steadySizes)-1]
+	growth := o.growth(permanentMember)
+	return []target{
+		{"a member added to a live chain, to one load and link", "1.50", fmt.Sprintf("%s at worst (%s)", ratio(estimates[i]), adding(steadySizes[i])), judge(estimates[i], limit)},
+		{
+			fmt.Sprintf("what member %d takes more than member %d, to one load and link", most, steadySizes[0]), "0.10",
+			ratio(growth), judge(growth, 0.1),
+		},
+	}
+}
+
+// growth is how much more the last member takes than the first that comes into a
+// live chain, as a part of a load and link.
+func (o *outcome) growth(who string) estimate {
+	first, last := adding(steadySizes[0]), adding(steadySizes[len(steadySizes)-1])
+	more := make([]float64, o.Rounds)
+	for i := range more {
+		more[i] = o.Samples[last][who][i] - o.Samples[first][who][i]
+	}
+	return ratios(more, o.Samples[last][bareMember])
+}
+
+func controlSection(b *bytes.Buffer, c *chainResults) {
+	fmt.Fprintf(b, `
+## Owned chains
+
+A member more at the end of an owned hook's chain, by package arbiter in a running
+process: the whole of a change, with its locks, its record and what is read back,
+until it is acknowledged. Beside it, what it takes to load the same program
+and to attach it by a link to an interface that has none. Objects are parsed before
+in both. The first member runs alone, as itself; the second makes it a live chain,
+and loads the dispatcher. They run in an emulated machine with Linux %s.
+
+![times to add a member](benchmarks-control.svg)
+`, c.release)
+	columns := []string{permanentMember, heldMember, bareMember}
+	for _, group := range controlGroups {
+		o := c.Races[group.name]
+		fmt.Fprintf(b, "\n%s:\n\n| member | %s | permanent / load and link | held / load and link |\n|%s\n",
+			group.heading, strings.Join(columns, " | "), strings.Repeat("---|", 3+len(columns)))
+		for _, size := range controlSizes {
+			fmt.Fprintf(b, "| %d |", size)
+			for _, who := range columns {
+				fmt.Fprintf(b, " %s |", duration(o.of(adding(size), who).mid))
+			}
+			for _, who := range columns[:2] {
+				fmt.Fprintf(b, " %s |", ratio(o.ratio(adding(size), who, bareMember)))
+			}
+			b.WriteString("\n")
+		}
+		fmt.Fprintf(b, "\n%d rounds.\n", o.Rounds)
+	}
+}
+
+// plotControl shows how long it takes to add a member to a live chain, as it is
+// used.
+func plotControl(path string, r *results) error {
+	p := newPlot("A member added to an owned chain")
+	p.X.Label.Text, p.Y.Label.Text = "members afterwards", "ms"
+	var ticks []plot.Tick
+	for i, who := range []string{permanentMember, heldMember, bareMember} {
+		var points plotter.XYs
+		for _, size := range steadySizes {
+			points = append(points, plotter.XY{X: float64(size), Y: r.Races[controlled].of(adding(size), who).mid / 1e6})
+		}
+		line, dots, err := plotter.NewLinePoints(points)
+		if err != nil {
+			return err
+		}
+		line.Color, dots.Color, dots.Shape = palette[i], palette[i], draw.CircleGlyph{}
+		p.Add(line, dots)
+		p.Legend.Add(who, line, dots)
+	}
+	for _, size := range steadySizes {
+		ticks = append(ticks, plot.Tick{Value: float64(size), Label: fmt.Sprint(size)})
+	}
+	p.X.Tick.Marker = plot.ConstantTicks(ticks)
+	p.Y.Min = 0
+	p.Y.Max *= 1.3 // the legend's place
+	return p.Save(6*vg.Inch, 3.5*vg.Inch, path)
 }

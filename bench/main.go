@@ -20,32 +20,28 @@ func main() {
 
 func bench() error {
 	docs := flag.String("docs", "docs", "directory of benchmarks.md and its plots, in the module's")
+	only := flag.String("only", "", "measure only that, print it, and change no document: packets or control (in virtual machines, without root) or native")
 	interfaces := flag.Int("interfaces", 0, "run one world of that many interfaces and print its results (used by the program itself)")
-	inGuest := flag.Bool("chains", false, "measure shared chains, with what the virtual machine has, and print the results (used by the program itself)")
-	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces or -chains")
-	onlyPackets := flag.Bool("packets", false, "measure only what a packet costs in chains, print that, and change no document; needs no root")
-	packetsInGuest := flag.Bool("packets-here", false, "measure that, with what the virtual machine has, and print the results (used by the program itself)")
-	controlInGuest := flag.Bool("control-here", false, "measure owned chains")
-	onlyControl := flag.Bool("control", false, "measure owned chains")
-	scratch := flag.String("scratch", "", "directory for files, with -interfaces, -chains or -packets-here")
+	inGuest := flag.String("guest", "", "measure chains, control or packets, with what the virtual machine has, and print the results (used by the program itself)")
+	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces or -guest chains")
+	scratch := flag.String("scratch", "", "directory for files, with -interfaces or -guest")
 	flag.Parse()
-	if *interfaces > 0 {
+	switch {
+	case *interfaces > 0:
 		return child(*interfaces, *holdfast, *scratch, os.Stdout)
-	}
-	if *inGuest {
+	case *inGuest == "chains":
 		return chains(*holdfast, *scratch, os.Stdout)
-	}
-	if *packetsInGuest {
+	case *inGuest == "control":
+		return controlHere(*scratch, os.Stdout)
+	case *inGuest == "packets":
 		return packetsHere(*scratch, os.Stdout)
 	}
-	if *controlInGuest {
-		return controlHere(*scratch, os.Stdout)
-	}
-	if os.Geteuid() != 0 && !*onlyPackets {
+	inMachines := *only == "packets" || *only == "control"
+	if os.Geteuid() != 0 && !inMachines {
 		return errors.New("attaching needs root: run it with sudo")
 	}
 	for _, tool := range []string{"xdp-loader", "ip"} {
-		if _, err := exec.LookPath(tool); err != nil && !*onlyPackets {
+		if _, err := exec.LookPath(tool); err != nil && *only == "" {
 			return fmt.Errorf("%w: scripts/deps bench installs it", err)
 		}
 	}
@@ -64,49 +60,69 @@ func bench() error {
 	if output, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build holdfast: %w\n%s", err, output)
 	}
-	if *onlyControl {
-		c, err := control(dir)
-		if err != nil {
-			return err
-		}
-		for _, g := range controlGroups {
-			o := c.Races[g.name]
-			fmt.Println(g.name, o.Rounds)
-			for _, s := range o.Steps {
-				fmt.Print(s)
-				for _, n := range []string{permanentMember, heldMember, bareMember} {
-					fmt.Print(" ", n, " ", duration(o.of(s, n).mid), " ", ratio(o.ratio(s, n, bareMember)))
-				}
-				fmt.Println()
-			}
-		}
-		return nil
+	if *only != "" {
+		return printOnly(*only, dir)
 	}
-	costs, err := packets(dir)
-	if err != nil {
+	m := &measured{}
+	if m.packets, err = packets(dir); err != nil {
 		return err
 	}
-	if *onlyPackets {
-		var b bytes.Buffer
-		packetSection(&b, costs)
-		_, err := b.WriteTo(os.Stdout)
+	if m.native, err = native(dir); err != nil {
 		return err
 	}
 	command := filepath.Join(dir, "holdfast")
-	var all []*results
 	for _, n := range []int{1, 10, 200, 2000} {
 		r, err := inWorld(n, command, dir)
 		if err != nil {
 			return err
 		}
-		all = append(all, r)
+		m.worlds = append(m.worlds, r)
 	}
-	chains, err := inMachine(dir)
-	if err != nil {
+	if m.chains, err = inMachine(dir); err != nil {
+		return err
+	}
+	if m.control, err = control(dir); err != nil {
 		return err
 	}
 	if !filepath.IsAbs(*docs) {
 		*docs = filepath.Join(root, *docs)
 	}
-	return report(*docs, all, chains, costs)
+	return report(*docs, m)
+}
+
+// printOnly measures one part and prints what the report would say of it.
+func printOnly(part, directory string) error {
+	var b bytes.Buffer
+	var targets []target
+	switch part {
+	case "packets":
+		c, err := packets(directory)
+		if err != nil {
+			return err
+		}
+		packetSection(&b, c)
+		targets = packetTargets(c)
+	case "native":
+		r, err := native(directory)
+		if err != nil {
+			return err
+		}
+		nativeSection(&b, r)
+		targets = []target{nativeTarget(r)}
+	case "control":
+		c, err := control(directory)
+		if err != nil {
+			return err
+		}
+		controlSection(&b, c)
+		targets = controlTargets(c.results)
+	default:
+		return fmt.Errorf("there is no part %q; choose packets, native or control", part)
+	}
+	b.WriteString("\n")
+	for _, t := range targets {
+		t.print(&b)
+	}
+	_, err := b.WriteTo(os.Stdout)
+	return err
 }

@@ -13,17 +13,20 @@ import (
 )
 
 // plots draws what the tables say.
-func plots(docs string, all []*results, chains *results, packets *packetCosts) error {
-	if err := plotPackets(filepath.Join(docs, "benchmarks-packets.svg"), packets); err != nil {
+func plots(docs string, m *measured) error {
+	if err := plotPackets(filepath.Join(docs, "benchmarks-packets.svg"), m.packets); err != nil {
 		return err
 	}
-	if err := plotChains(filepath.Join(docs, "benchmarks-chains.svg"), chains); err != nil {
+	if err := plotControl(filepath.Join(docs, "benchmarks-control.svg"), m.control.results); err != nil {
 		return err
 	}
-	if err := plotLibrary(filepath.Join(docs, "benchmarks-library.svg"), all); err != nil {
+	if err := plotChains(filepath.Join(docs, "benchmarks-chains.svg"), m.chains.results); err != nil {
 		return err
 	}
-	return plotCommands(filepath.Join(docs, "benchmarks-commands.svg"), all[0])
+	if err := plotLibrary(filepath.Join(docs, "benchmarks-library.svg"), m.worlds); err != nil {
+		return err
+	}
+	return plotCommands(filepath.Join(docs, "benchmarks-commands.svg"), m.worlds[0])
 }
 
 var palette = []color.Color{
@@ -31,6 +34,8 @@ var palette = []color.Color{
 	color.RGBA{0xd9, 0x5f, 0x02, 0xff},
 	color.RGBA{0x2a, 0x8a, 0x4a, 0xff},
 	color.RGBA{0x75, 0x70, 0xb3, 0xff},
+	color.RGBA{0xc5, 0x1b, 0x7d, 0xff},
+	color.RGBA{0x66, 0x66, 0x66, 0xff},
 }
 
 func newPlot(title string) *plot.Plot {

@@ -28,20 +28,25 @@ type step struct {
 // time measures f, which makes that many operations. A step that is measured
 // several times in a turn counts as one sample, their mean.
 func (c *clock) time(name string, operations int, f func() error) error {
+	start := time.Now()
+	err := f()
+	c.add(name, operations, time.Since(start))
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// add counts what was measured otherwise.
+func (c *clock) add(name string, operations int, took time.Duration) {
 	s := c.steps[name]
 	if s == nil {
 		s = &step{}
 		c.steps[name] = s
 		c.order = append(c.order, name)
 	}
-	start := time.Now()
-	err := f()
-	s.took += time.Since(start)
+	s.took += took
 	s.operations += operations
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return nil
 }
 
 // step is time for later.

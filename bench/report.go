@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -17,6 +18,10 @@ import (
 type target struct {
 	what, limit, measured string
 	verdict               verdict
+}
+
+func (t target) print(out io.Writer) {
+	fmt.Fprintf(out, "bench: %s: %s, limit %s: %s\n", t.what, t.measured, t.limit, strings.Trim(string(t.verdict), "*"))
 }
 
 type verdict string
@@ -54,16 +59,27 @@ func gravest(estimates []estimate, limit float64) int {
 	return worst
 }
 
+// measured is all that is reported.
+type measured struct {
+	worlds  []*results // by the number of interfaces
+	chains  *chainResults
+	control *chainResults
+	packets *packetCosts
+	native  *results
+}
+
 // report writes benchmarks.md and its plots, and prints the targets.
-func report(docs string, all []*results, chains *chainResults, packets *packetCosts) error {
-	targets := slices.Concat(targets(all), chainTargets(chains.results), packetTargets(packets))
+func report(docs string, m *measured) error {
+	all := m.worlds
+	targets := slices.Concat(targets(all), chainTargets(m.chains.results), controlTargets(m.control.results),
+		packetTargets(m.packets), []target{nativeTarget(m.native)})
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Benchmarks\n\n`make bench` wrote this file and its plots; run it again, as root, for the\nnumbers of another machine. It took these on:\n\n%s\n", machine())
 
 	fmt.Fprintf(&b, "## Targets\n\n| target | limit | measured | |\n|---|---|---|---|\n")
 	for _, t := range targets {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", t.what, t.limit, t.measured, t.verdict)
-		fmt.Printf("bench: %s: %s, limit %s: %s\n", t.what, t.measured, t.limit, strings.Trim(string(t.verdict), "*"))
+		t.print(os.Stdout)
 	}
 	b.WriteString(`
 The ratios are medians of the ratios of each round, with the interval that holds
@@ -151,13 +167,15 @@ kernel what is attached now, and mark the change as acknowledged.
 	}
 	b.WriteString("\nOf the three only Holdfast says who holds a program. `xdp-loader` is left out\nwhere its time, which grows with the square of the interfaces, is many seconds.\n")
 	memoryTable(&b, all)
-	chainSection(&b, chains)
-	packetSection(&b, packets)
+	chainSection(&b, m.chains)
+	controlSection(&b, m.control)
+	packetSection(&b, m.packets)
+	nativeSection(&b, m.native)
 	b.WriteString(method)
 	if err := os.WriteFile(filepath.Join(docs, "benchmarks.md"), b.Bytes(), 0o644); err != nil {
 		return err
 	}
-	return plots(docs, all, chains.results, packets)
+	return plots(docs, m)
 }
 
 const method = `
