@@ -30,13 +30,19 @@ type Member struct {
 // [*LimitError] where the members don't fit together, and a [*RefusedError]
 // where neither can be said.
 func Load(members []Member) (*ebpf.Program, error) {
-	spec, err := Link(members)
-	if err != nil {
+	if err := checkKinds(members); err != nil {
 		return nil, err
 	}
 	// A log makes the verifier slow, and nobody reads that of a program which
 	// it accepts.
-	program, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogDisabled: true})
+	quiet := ebpf.ProgramOptions{LogDisabled: true}
+	if p := newPlan(members, inlined); p.inlines() && !alone(members) {
+		if program, err := ebpf.NewProgramWithOptions(p.link(), quiet); err == nil {
+			return program, nil
+		}
+	}
+	spec := newPlan(members, called).link()
+	program, err := ebpf.NewProgramWithOptions(spec, quiet)
 	if err != nil {
 		return nil, explain(members, spec, err)
 	}
