@@ -24,15 +24,15 @@ const (
 	// verifier follows at most as many through all branches and loops. Only the
 	// first is known before it is loaded.
 	LimitInstructions Limit = "instructions"
-	// LimitFunctions: a program has at most 256 functions. One is the chain's,
-	// and one each member.
+	// LimitFunctions: a program has at most 256 functions, one of them the
+	// chain's.
 	LimitFunctions Limit = "functions"
-	// LimitStack: functions that call each other have 512 bytes of stack. The
-	// chain's own takes 32 of them before Linux 6.8, or without JIT. What calls
-	// a function with a tail call may have 256.
+	// LimitStack: functions that call each other have 512 bytes of stack, the
+	// chain's own among them. It has at least 32 before Linux 6.8, or without
+	// JIT. What calls a function with a tail call may have 256.
 	LimitStack Limit = "stack"
-	// LimitCalls: at most 8 functions can be under way at once, of which one is
-	// the chain's. Linux 7.3 allows 16, and does not count the chain's.
+	// LimitCalls: at most 8 functions can be under way at once, one of them the
+	// chain's. Linux 7.3 allows 16.
 	LimitCalls Limit = "calls"
 	// LimitLicense: a program has one license, and the kernel keeps some
 	// functions for those that are compatible with the GPL. Members whose

@@ -21,9 +21,10 @@ type Member struct {
 	Program *object.Prepared
 }
 
-// Load links the members, see [Link], and loads the program. The caller closes
-// it; it holds the members' maps, but for what program arrays hold, see
-// [object.Loaded.ProgramArrays].
+// Load links the members, see [Link], and loads the program. If the kernel refuses
+// it, all members are called as functions instead of being made one. The caller
+// closes the program; it holds the members' maps, but for what program arrays
+// hold, see [object.Loaded.ProgramArrays].
 //
 // What the kernel refuses is explained: the error is that of the member's own
 // Load (an [*object.Error]) where that does not load alone either, a

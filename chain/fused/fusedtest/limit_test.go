@@ -136,6 +136,7 @@ func TestTheKernelRefusesWhatCheckDoes(t *testing.T) {
 		"480 bytes of stack":           {[]fused.Member{small, calling("deep", 224, 256)}, ""},
 		"more than the stack":          {[]fused.Member{small, calling("deep", 256, 256, 4)}, fused.LimitStack},
 		"the stack of two members":     {[]fused.Member{calling("deep", 224, 256), calling("deep", 224, 256)}, ""},
+		"members that only fit apart":  {[]fused.Member{calling("wide", 400), detour(t, calling("deep", 300))}, ""},
 		"a tail call below some stack": {[]fused.Member{jumping(t, "jumping", 64, 128), small}, ""},
 		"a tail call below much of it": {[]fused.Member{jumping(t, "jumping", 128, 128), small}, fused.LimitStack},
 	} {
