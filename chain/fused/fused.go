@@ -21,22 +21,29 @@ type Member struct {
 	Program *object.Prepared
 }
 
-// Load links the members, see [Link], and loads the program. The caller closes
-// it; it holds the members' maps, but for what program arrays hold, see
-// [object.Loaded.ProgramArrays].
+// Load links the members, see [Link], and loads the program. If the kernel refuses
+// it, all members are called as functions instead of being made one. The caller
+// closes the program; it holds the members' maps, but for what program arrays
+// hold, see [object.Loaded.ProgramArrays].
 //
 // What the kernel refuses is explained: the error is that of the member's own
 // Load (an [*object.Error]) where that does not load alone either, a
 // [*LimitError] where the members don't fit together, and a [*RefusedError]
 // where neither can be said.
 func Load(members []Member) (*ebpf.Program, error) {
-	spec, err := Link(members)
-	if err != nil {
+	if err := checkKinds(members); err != nil {
 		return nil, err
 	}
 	// A log makes the verifier slow, and nobody reads that of a program which
 	// it accepts.
-	program, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogDisabled: true})
+	quiet := ebpf.ProgramOptions{LogDisabled: true}
+	if p := newPlan(members, inlined); p.inlines() && !alone(members) {
+		if program, err := ebpf.NewProgramWithOptions(p.link(), quiet); err == nil {
+			return program, nil
+		}
+	}
+	spec := newPlan(members, called).link()
+	program, err := ebpf.NewProgramWithOptions(spec, quiet)
 	if err != nil {
 		return nil, explain(members, spec, err)
 	}
