@@ -101,6 +101,8 @@ const sureDepth = 7
 // checkCalls follows the calls from the chain's main function down, as the
 // verifier does. That one has a frame of so many bytes.
 func (c code) checkCalls(main int, inlined bool, kernel facts) error {
+	// level has the functions that are called at one depth, with what those
+	// above use at most.
 	level := map[*function]int{}
 	first := btf.GlobalFunc
 	if inlined {
@@ -109,8 +111,6 @@ func (c code) checkCalls(main int, inlined bool, kernel facts) error {
 	} else {
 		level[c.entry] = main
 	}
-	// level has the functions that are called at one depth, with what those
-	// above use at most.
 	for depth := 1; len(level) > 0; depth++ {
 		if depth > sureDepth && !kernel.calls(depth, first) {
 			return &LimitError{

@@ -2,7 +2,11 @@ package fusedtest
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"maps"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -16,7 +20,46 @@ import (
 	"github.com/holdfast-bpf/holdfast/object"
 )
 
-func TestMain(m *testing.M) { kerneltest.Main(m, nil) }
+func TestMain(m *testing.M) {
+	kerneltest.Main(m, kerneltest.Commands{"load as nobody": loadAsNobody})
+}
+
+// loadAsNobody is a process without privilege. It prints why it could not load a
+// chain, after the word "permission" if that is the reason.
+func loadAsNobody([]string) int {
+	o, err := object.Read("pass.o", bytes.NewReader(bpfprog.ELF("pass")))
+	if err != nil {
+		fmt.Print(err)
+		return 1
+	}
+	p, err := o.Prepare(object.LoadOptions{}) // it has no maps
+	if err == nil {
+		err = syscall.Setuid(65534)
+	}
+	if err != nil {
+		fmt.Print(err)
+		return 1
+	}
+	m := fused.Member{Name: "pass", ProceedOn: chain.DefaultProceedOn, Program: p}
+	if _, err = fused.Load([]fused.Member{m, m}); errors.Is(err, object.ErrPermission) {
+		fmt.Print("permission ")
+	}
+	fmt.Print(err)
+	return 0
+}
+
+func TestWithoutPrivilegeTheErrorSaysWhatIsMissing(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	out, err := kerneltest.Command("load as nobody").Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, w := range []string{`permission member "pass": load pass.o`, "CAP_BPF and CAP_NET_ADMIN"} {
+		if !strings.Contains(string(out), w) {
+			t.Errorf("%q does not say %q", out, w)
+		}
+	}
+}
 
 const (
 	aborted  = uint32(chain.Aborted)
