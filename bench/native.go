@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"bytes"
 	"fmt"
 	"os"
@@ -73,7 +74,7 @@ func (r *results) runNatively(name string, n int, fused, inlined, alone builder)
 		if err != nil {
 			return fmt.Errorf("%s, %s: %w", name, c.name, err)
 		}
-		defer takeDown()
+		defer func() { err = errors.Join(err, takeDown()) }()
 		contenders = append(contenders, contender{c.name, func(k *clock) error { return runPackets(k, program) }})
 	}
 	return r.run(name, 400, 5*time.Second, contenders)
