@@ -115,5 +115,5 @@ func (m *member) remove() error {
 	if m.Err() != nil {
 		return nil // it has ended already
 	}
-	return at(m.hook, func(h *xdp.Hook) error { return m.HeldMember.Remove(context.Background(), h) })
+	return at(m.hook, func(h *xdp.Hook) error { return m.Remove(context.Background(), h) })
 }

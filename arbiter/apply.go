@@ -46,6 +46,9 @@ type Transaction struct {
 	// it from others, if it may be asked for again.
 	edit     func(owned.Chain) (owned.Chain, error)
 	editName string
+	// of is the link of the chain that edit is for, which leaves any other alone;
+	// 0 for whichever is there.
+	of uint32
 	// adopt takes over the foreign program that netlink attached.
 	adopt *adoption
 }
@@ -241,6 +244,10 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		p.found.header.Done.By = s.owner.Process
 		return p, p.found.putHeader()
 	}
+	if t.of != 0 && (p.found == nil || p.found.header.LinkID != t.of) {
+		p.after, p.dead = p.before, nil
+		return p, nil
+	}
 	if t.edit != nil {
 		if p.after, err = t.edit(p.before); err != nil {
 			return nil, p.withOwner(err, t.Hook)
@@ -257,6 +264,9 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 	result, err := p.before.Apply(owned.Transaction{Expect: t.Expect, Changes: changes, MaxMembers: MaxMembers})
 	if err != nil {
 		return nil, p.withOwner(err, t.Hook)
+	}
+	if err := t.Engine.Check(len(result.After.Members)); err != nil {
+		return nil, err
 	}
 	if p.found != nil && s.persistAs != "" {
 		return nil, &xdp.Error{
@@ -328,19 +338,29 @@ func (p *plan) record(id uint32) memberRecord {
 // withOwner adds whose a member is that is in the way.
 func (p *plan) withOwner(err error, h *xdp.Hook) error {
 	var e *owned.Error
-	if !errors.As(err, &e) || e.Rival == nil {
+	if !errors.As(err, &e) {
 		return err
 	}
-	r := p.record(e.Rival.ID)
+	var r memberRecord
+	switch {
+	case e.Rival != nil:
+		r = p.record(e.Rival.ID)
+	case errors.Is(err, owned.ErrLocked) && p.found != nil && p.found.header.Locker != nil:
+		r = *p.found.header.Locker
+	default:
+		return err
+	}
 	return &MemberError{Err: e, Hook: h.String(), Owner: r.Owner, Since: r.Since}
 }
 
-// MemberError is a conflict with a member of the chain.
+// MemberError is a conflict with a member of the chain, or with who locked the
+// hook.
 type MemberError struct {
-	// Err is the conflict.
+	// Err is the conflict. Its Rival is nil where the hook is locked.
 	Err  *owned.Error
 	Hook string
-	// Owner is whose the member is that is in the way, and Since when it came.
+	// Owner is whose the member is that is in the way, or the lock, and Since when
+	// it came.
 	Owner Owner
 	Since time.Time
 }
@@ -349,7 +369,10 @@ type MemberError struct {
 func (e *MemberError) Error() string {
 	conflict := *e.Err
 	conflict.Hint = ""
-	s := fmt.Sprintf("%s; member %q at %s is %s's", &conflict, e.Err.Rival.Name, e.Hook, e.Owner)
+	s := fmt.Sprintf("%s; %s has been locked by %s", &conflict, e.Hook, e.Owner)
+	if e.Err.Rival != nil {
+		s = fmt.Sprintf("%s; member %q at %s is %s's", &conflict, e.Err.Rival.Name, e.Hook, e.Owner)
+	}
 	if !e.Since.IsZero() {
 		s += ", since " + e.Since.Format(time.RFC3339)
 	}

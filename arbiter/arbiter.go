@@ -1,18 +1,23 @@
 // Package arbiter decides who may hold a hook, and remembers what the kernel
-// does not: the name and the owner of each permanent attachment.
+// does not: whose each member of a chain is, and each attachment.
 //
-// Its state is a bpffs of its own, mode 0700. Each permanent attachment has a
-// directory there, named by network namespace and interface index:
+// An owned hook has a chain, and [Arbiter.Apply] makes all changes of it. A shared
+// hook has one program that netlink attached: [Arbiter.Attach], [Arbiter.Replace],
+// [Arbiter.Detach]. The chains of shared hooks are package libxdp's, and kept by
+// nobody but the kernel.
 //
-//	/run/holdfast/bpf/c4-17/link         the pinned link; not for shared hooks
-//	/run/holdfast/bpf/c4-17/record       a map with what the kernel does not know
-//	/run/holdfast/bpf/c4-17/array_81_0   program arrays of program 81, which
-//	                                     the kernel would empty otherwise
+// The state is a bpffs of its own, mode 0700, with a directory for each hook, named
+// by network namespace and interface index:
 //
-// Pinning the link is what makes an attachment permanent, in one step. All else
-// is written before, or can be told from the kernel: a process that is killed
-// anywhere leaves what the next one completes or removes. Nothing is kept in
-// files, so nothing survives a reboot, as no attachment does.
+//	/run/holdfast/bpf/c4-17/link      the pinned link, where a member is permanent
+//	/run/holdfast/bpf/c4-17/chain     a map with what the kernel does not know
+//	/run/holdfast/bpf/c4-17/m16/...   what belongs to member 16
+//	/run/holdfast/bpf/c4-18/record    that of a shared hook
+//
+// One step of a change is what packets notice, and the kernel tells whether it was
+// made; all else is written before, or can be told. So a process that is killed
+// anywhere leaves what the next one completes or undoes. Nothing is kept in files,
+// so nothing survives a reboot, as no attachment does.
 //
 // Every change is made under a lock on the directory, and no program is loaded
 // under it.

@@ -7,6 +7,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
+	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/fused"
 	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
@@ -92,17 +93,21 @@ func (p *plan) chooseEngine() Engine {
 		return Single
 	case p.engine != "":
 		return p.engine
-	case p.after.Exclusive && current.Engine != Live:
+	case p.after.Exclusive && current.Engine != Live && finalAlone(p.after.Members[0]):
 		return Single
 	case current.Engine == Live, current.Engine == Fused:
 		// A chain that has come down to one member may grow again, and to
 		// change its engine would be another chance to fail.
 		return current.Engine
-	case len(p.after.Members) == 1:
+	case len(p.after.Members) == 1 && finalAlone(p.after.Members[0]):
 		return Single
 	}
 	return anyEngine
 }
+
+// finalAlone tells whether the member does by itself what it does as the only one
+// of a chain: a chain that goes on after its last member passes the packet.
+func finalAlone(m owned.Member) bool { return m.ProceedOn.Without(chain.Pass) == 0 }
 
 // buildSingle makes a hook's only member, or what locks a hook, its program.
 func (a *Arbiter) buildSingle(p *plan, members []*source) (*build, error) {

@@ -33,6 +33,24 @@ const (
 	Fused Engine = "fused"
 )
 
+// Check tells why a chain of that many members can't be asked to run so, with an
+// owned.ErrInvalid. No engine at all leaves the choice to the arbiter.
+func (e Engine) Check(members int) error {
+	refuse := func(detail, hint string) error {
+		return &owned.Error{Op: opApply, Err: owned.ErrInvalid, Detail: detail, Hint: hint}
+	}
+	switch e {
+	case "", Live, Fused:
+		return nil
+	case Single:
+		if members > 1 {
+			return refuse(fmt.Sprintf("the chain would have %d members, and as itself only one can run", members), "choose live or fused, or none")
+		}
+		return nil
+	}
+	return refuse(fmt.Sprintf("there is no engine %q", e), "it is single, live or fused")
+}
+
 // arrangement is a chain as it runs, or as a change wants it to run. What
 // belongs to a member and never changes is in its memberRecord.
 type arrangement struct {
@@ -90,6 +108,8 @@ type chainHeader struct {
 	LinkID uint32 `json:"link_id,omitempty"`
 	// PersistAs is the path of a second pin of the link, or empty.
 	PersistAs string `json:"persist_as,omitempty"`
+	// Locker is who locked the hook, and when, nil where nobody has.
+	Locker *memberRecord `json:"locker,omitempty"`
 	// Pending is the change that is putting the second arrangement in place of
 	// the first. It is there only while the lock is held: who finds it with the
 	// lock has found what a killed process left.
@@ -403,6 +423,9 @@ func (r *chainRecord) summary() Record {
 // that can be read.
 func (r *chainRecord) whole() Record {
 	s := r.summary()
+	if l := r.header.Locker; l != nil {
+		s.Owner, s.Since = l.Owner, l.Since
+	}
 	for _, p := range r.current.Members {
 		m, err := r.member(p.ID)
 		if err != nil {

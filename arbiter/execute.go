@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -114,6 +115,9 @@ func (x *execution) run() error {
 	for id, s := range sources {
 		fresh[id] = s.record
 	}
+	if x.next.Locked && !x.record.current.Locked {
+		x.record.header.Locker = &memberRecord{Owner: x.sources.owner, Since: time.Now().Round(time.Second)}
+	}
 	if err := x.record.begin(x.l, x.sources.request(), x.next, fresh); err != nil {
 		return err
 	}
@@ -179,7 +183,7 @@ func (x *execution) fillSlots() error {
 		if err := x.dispatcher.SetProceedOn(m.Slot, chain.Actions(m.ProceedOn)); err != nil {
 			return err
 		}
-		fd, err := x.dispatcher.Attach(m.Slot, kernel.FD(s.program.FD()))
+		fd, err := attachSlot(x.dispatcher, m.Slot, s.program)
 		if errors.Is(err, live.ErrSlotTaken) {
 			x.sources.refused = x.sources.refused.With(m.Slot)
 		}
@@ -203,6 +207,20 @@ func (x *execution) fillSlots() error {
 		return nil
 	}
 	return x.record.amend(x.l, x.next)
+}
+
+// attachSlot attaches an extension to a slot that no member has. A link that had
+// it may be there still: the kernel releases one some milliseconds after its last
+// pin is removed, which is not worth another plan. Who holds a link that had it
+// may take longer, and then there is one.
+func attachSlot(d *live.Dispatcher, slot live.Slot, p *ebpf.Program) (kernel.FD, error) {
+	const patience = 50 * time.Millisecond
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		fd, err := d.Attach(slot, kernel.FD(p.FD()))
+		if !errors.Is(err, live.ErrSlotTaken) || time.Now().After(deadline) {
+			return fd, err
+		}
+	}
 }
 
 // mine tells whether the member is one that this change adds, and this process

@@ -20,13 +20,19 @@ import (
 type HeldMember struct {
 	arbiter *Arbiter
 	key     string
-	id      uint32
-	name    string
+	// chain is the id of the hook's link, which no other chain has had: the next
+	// one at the hook begins with the same key and the same ids of members.
+	chain uint32
+	id    uint32
+	name  string
 	// keep is what has to stay open besides: the program arrays.
 	keep interface{ Close() error }
-	// watch is an inotify descriptor on the member's directory, and stop the
-	// pipe that ends the goroutine.
+	// watch is an inotify descriptor on the member's directory. stop is the pipe
+	// that ends the goroutine which looks at it, cancel ends its waiting for the
+	// lock, and stopped is closed when it has ended.
 	watch, stop *os.File
+	cancel      context.CancelFunc
+	stopped     chan struct{}
 
 	mu   sync.Mutex
 	link kernel.FD // of the member's slot; noFD where the engine has none
@@ -40,7 +46,11 @@ const noFD kernel.FD = -1
 // hold makes a handle of what a change has attached for this process. It owns
 // the descriptors from then on.
 func (a *Arbiter) hold(key string, id uint32, name string, root *xdp.Link, link kernel.FD, keep interface{ Close() error }) (*HeldMember, error) {
-	h := &HeldMember{arbiter: a, key: key, id: id, name: name, keep: keep, root: root, link: link, done: make(chan struct{})}
+	info, err := root.Info()
+	if err != nil {
+		return nil, err
+	}
+	h := &HeldMember{arbiter: a, key: key, chain: info.ID, id: id, name: name, keep: keep, root: root, link: link, done: make(chan struct{}), stopped: make(chan struct{})}
 	watch, err := watchDir(a.root.Path(key, memberDir(id)))
 	if err != nil {
 		return nil, err
@@ -51,7 +61,9 @@ func (a *Arbiter) hold(key string, id uint32, name string, root *xdp.Link, link 
 		return nil, err
 	}
 	h.watch, h.stop = watch, stopIn
-	go h.follow(stopOut)
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel = cancel
+	go h.follow(ctx, stopOut)
 	return h, nil
 }
 
@@ -84,22 +96,34 @@ func (h *HeldMember) Err() error {
 }
 
 // follow takes over new links until the member ends or is given up.
-func (h *HeldMember) follow(stop *os.File) {
+func (h *HeldMember) follow(ctx context.Context, stop *os.File) {
+	defer close(h.stopped)
 	defer stop.Close()
 	events := make([]byte, 4096)
+	wait := -1 // for as long as nothing happens
 	for {
 		fds := []unix.PollFd{{Fd: int32(stop.Fd()), Events: unix.POLLIN}, {Fd: int32(h.watch.Fd()), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+		if _, err := unix.Poll(fds, wait); err != nil && !errors.Is(err, unix.EINTR) {
 			return
 		}
 		if fds[0].Revents != 0 {
 			return
 		}
-		if fds[1].Revents == 0 {
+		switch {
+		case fds[1].Revents != 0:
+			_, _ = unix.Read(int(h.watch.Fd()), events) // whichever they are, all is looked at anew
+		case wait < 0:
 			continue
 		}
-		_, _ = unix.Read(int(h.watch.Fd()), events) // whichever they are, all is looked at anew
-		if err := h.takeOver(); err != nil {
+		wait = -1
+		err := h.takeOver(ctx)
+		if errors.Is(err, ErrLockTimeout) {
+			// The pin keeps the member meanwhile. Nothing may happen that would
+			// be told, so it is tried again.
+			wait = 1000
+			continue
+		}
+		if ctx.Err() == nil && err != nil {
 			h.mu.Lock()
 			h.gone = err
 			h.mu.Unlock()
@@ -113,22 +137,19 @@ func (h *HeldMember) follow(stop *os.File) {
 // held. It waits for the lock, because a link of a change that is not made yet
 // is none to rely on. The error is xdp.ErrGone where the chain has no such
 // member any more.
-func (h *HeldMember) takeOver() error {
+func (h *HeldMember) takeOver(ctx context.Context) error {
 	a := h.arbiter
-	lock, err := a.lock(context.Background())
-	if errors.Is(err, ErrLockTimeout) {
-		return nil // the pin stays, and keeps the member, until the next event
-	}
+	lock, err := a.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer lock.unlock()
-	r, err := a.readChainRecord(a.root.Path(h.key, chainPin))
-	if errors.Is(err, os.ErrNotExist) {
-		return h.ended("its chain is gone")
-	}
+	r, err := h.record()
 	if err != nil {
 		return err
+	}
+	if r == nil {
+		return h.ended("its chain is gone")
 	}
 	p := r.current.find(h.id)
 	if p == nil {
@@ -151,6 +172,31 @@ func (h *HeldMember) takeOver() error {
 	return remove(pin)
 }
 
+// record reads the record of the member's chain, nil where there is none any more.
+// It may have another key by now, if the interface moved away and another has its
+// index.
+func (h *HeldMember) record() (*chainRecord, error) {
+	a := h.arbiter
+	r, err := a.readChainRecord(a.root.Path(h.key, chainPin))
+	switch {
+	case err == nil && r.header.LinkID == h.chain:
+		return r, nil
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return nil, err
+	}
+	entries, err := a.read()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if e.chain != nil && e.chain.header.LinkID == h.chain {
+			h.key = e.key
+			return e.chain, nil
+		}
+	}
+	return nil, nil
+}
+
 func (h *HeldMember) ended(why string) error {
 	return &xdp.Error{Op: "hold", Hook: fmt.Sprintf("member %q", h.name), Err: xdp.ErrGone, Detail: why, Hint: "attach it anew"}
 }
@@ -158,7 +204,7 @@ func (h *HeldMember) ended(why string) error {
 // Remove takes the member out of the chain of its hook, so that nothing is left
 // of it; Close only lets go. It is no error if somebody else has taken it out.
 func (h *HeldMember) Remove(ctx context.Context, hook *xdp.Hook) error {
-	applied, err := h.arbiter.Apply(ctx, Transaction{Hook: hook, edit: func(c owned.Chain) (owned.Chain, error) {
+	applied, err := h.arbiter.Apply(ctx, Transaction{Hook: hook, of: h.chain, edit: func(c owned.Chain) (owned.Chain, error) {
 		for _, m := range c.Members {
 			if m.ID == h.id {
 				r, err := c.Apply(owned.Transaction{Changes: []owned.Change{{Op: owned.Remove, Name: m.Name}}})
@@ -179,7 +225,9 @@ func (h *HeldMember) Remove(ctx context.Context, hook *xdp.Hook) error {
 // Close gives the member up: the kernel empties its slot at once, and the next
 // change of the chain forgets it. A member that was attached alone is detached.
 func (h *HeldMember) Close() error {
+	h.cancel()
 	h.stop.Close()
+	<-h.stopped
 	h.watch.Close()
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -40,8 +40,8 @@ type sources struct {
 	changes []*source
 	// running are those of members that are in the chain already.
 	running map[uint32]*source
-	// refused are slots that the kernel did not give: whoever holds a member
-	// that had to make way, and the kernel itself, let a link go a little later.
+	// refused are slots that the kernel did not give, because somebody has the
+	// link of whoever was there still.
 	refused live.Slots
 }
 
@@ -92,7 +92,7 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 			*c = complete
 			src = &source{name: c.Name, object: c.Object, options: c.Load, frags: loads.Program.Frags, hook: t.Hook, record: memberRecord{
 				Owner: owner, Since: time.Now().Round(time.Second),
-				Object: c.Object.Name(), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(),
+				Object: pathOf(c.Object), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(),
 			}}
 			if c.PersistAs != "" {
 				path, err := filepath.Abs(c.PersistAs) // it is removed from elsewhere
@@ -118,6 +118,19 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 	sum := sha256.Sum256(b)
 	s.digest = hex.EncodeToString(sum[:])
 	return s, nil
+}
+
+// pathOf is where the object's file is, for whoever asks from another directory;
+// its name where it came from no file.
+func pathOf(o *object.Object) string {
+	path, err := filepath.Abs(o.Name())
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		return o.Name()
+	}
+	return path
 }
 
 // Loads is what an add or a replace loads.

@@ -23,8 +23,7 @@ struct headers {
 	struct marks marks;
 } __attribute__((packed));
 
-SEC("xdp")
-int xdp_mark(struct xdp_md *ctx)
+static __always_inline int leave_mark(struct xdp_md *ctx)
 {
 	struct headers *h = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
@@ -44,6 +43,18 @@ int xdp_mark(struct xdp_md *ctx)
 	*place = mark;
 	h->marks.count = n + 1;
 	return XDP_PASS;
+}
+
+SEC("xdp")
+int xdp_mark(struct xdp_md *ctx)
+{
+	return leave_mark(ctx);
+}
+
+SEC("xdp.frags")
+int xdp_mark_frags(struct xdp_md *ctx)
+{
+	return leave_mark(ctx);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -376,6 +376,21 @@ func TestAClosedArbiterKeepsItsMembersAndDoesNothingElse(t *testing.T) {
 	}
 }
 
+func TestAnEngineThatCanNotRunTheChainIsRefused(t *testing.T) {
+	s := newScene(t)
+	s.attach(s.p, "one", true)
+	add := []arbiter.Change{{Change: owned.Change{Op: owned.Add, Name: "two"}, Object: file(t, "pass")}}
+	for engine, want := range map[arbiter.Engine]error{
+		arbiter.Single: owned.ErrInvalid, "fast": owned.ErrInvalid, arbiter.Live: nil, arbiter.Fused: nil, "": nil,
+	} {
+		_, err := s.p.Apply(ctx, holdfast.Transaction{Hook: eth0, Engine: engine, DryRun: true, Changes: add})
+		if !errors.Is(err, want) {
+			t.Errorf("engine %q: %v, want %v", engine, err, want)
+		}
+	}
+	s.want("one")
+}
+
 // Processes come and go at once, and each finds what it made.
 func TestManyAtOnceLoseNothing(t *testing.T) {
 	s := newScene(t)

@@ -191,6 +191,9 @@ func (r *request) make(i *iface) (*holdfast.Applied, error) {
 	if err != nil {
 		return nil, r.withOwner(err, at)
 	}
+	if err := r.Engine.Check(len(result.After.Members)); err != nil {
+		return nil, err
+	}
 	after := result.After
 	forgets := at.chain != nil && len(before.Members) < len(at.chain.Members)
 	if forgets && after.Generation == before.Generation {
@@ -369,6 +372,9 @@ func (h *handle) Close() error {
 // takeOut removes the member, of a hook that is where it was. Elsewhere the hook
 // can't be found any more, and the member only ends.
 func (h *handle) takeOut() {
+	if h.err != nil {
+		return // it has ended already
+	}
 	found, err := h.process.machine.find(h.place)
 	here := err == nil && found == h.iface
 	h.closed = true

@@ -3,6 +3,7 @@ package chaintest
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -208,14 +209,21 @@ func TestAHeldMemberFollowsItsChainToAnotherDispatcher(t *testing.T) {
 	p.must(p.make(p.request(arbiter.Fused, step{Op: owned.Add, Name: "b", Mark: 2})))
 	p.must(p.make(p.request(arbiter.Live, step{Op: owned.Add, Name: "c", Mark: 3})))
 	p.wantMet(1, 2, 3)
-	// The holder takes over its link, and leaves no pin.
-	p.eventually("the link to be taken over", func() bool {
-		return len(slices.DeleteFunc(p.pins(), func(s string) bool { return !strings.Contains(s, "link-") })) == 2
-	})
+	p.wantTakenOver(2)
 	p.wantMet(1, 2, 3)
 	h.Kill()
 	p.eventually("the slot to be empty", func() bool { return slices.Equal(p.met(), []byte{2, 3}) })
 	p.removeAll()
+}
+
+// wantTakenOver waits until holders have taken over the links that they are to
+// hold, so that only those of so many permanent members have pins. Who is killed
+// before leaves a member that lives by its pin until the next change.
+func (p *place) wantTakenOver(permanent int) {
+	p.Helper()
+	p.eventually("the link to be taken over", func() bool {
+		return len(slices.DeleteFunc(p.pins(), func(s string) bool { return !strings.Contains(s, "/link-") })) == permanent
+	})
 }
 
 func TestASlotThatIsTakenIsNobodyElses(t *testing.T) {
@@ -249,7 +257,7 @@ func TestASlotThatIsTakenIsNobodyElses(t *testing.T) {
 	p.removeAll()
 }
 
-func TestAnExclusiveMemberIsAloneUntilItShares(t *testing.T) {
+func aloneUntilItShares(t *testing.T) {
 	onEachEngine(t, func(p *place, engine arbiter.Engine) {
 		ctx := context.Background()
 		alone := markChange(p, owned.Change{Op: owned.Add, Name: "a", Exclusive: pointer(true)}, 1)
@@ -282,7 +290,7 @@ func markChange(t testing.TB, c owned.Change, mark byte) arbiter.Change {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return arbiter.Change{Change: c, Object: o}
+	return arbiter.Change{Change: c, Object: o, Load: markOptions(false)}
 }
 
 func TestALockedHookTakesNothing(t *testing.T) {
@@ -292,7 +300,7 @@ func TestALockedHookTakesNothing(t *testing.T) {
 	p.must(err)
 	p.must(ack())
 	p.wantMet() // packets pass
-	if err := p.make(p.request("", step{Op: owned.Add, Name: "a", Mark: 1})); !errors.Is(err, owned.ErrLocked) {
+	if err := p.make(p.request("", step{Op: owned.Add, Name: "a", Mark: 1})); !errors.Is(err, owned.ErrLocked) || !strings.Contains(err.Error(), "locked by uid 0") {
 		p.Errorf("a member of a locked hook: %v", err)
 	}
 	program := kerneltest.Pass(t, "other", nil)
@@ -311,12 +319,12 @@ func TestALockedHookTakesNothing(t *testing.T) {
 	}
 }
 
-func TestWhatNetlinkAttachedIsAdopted(t *testing.T) {
+func adoptedOnRequest(t *testing.T) {
 	p := newPlace(t)
 	ctx := context.Background()
 	file, err := markObject(1)
 	p.must(err)
-	loaded, err := file.Load(objectOptions)
+	loaded, err := file.Load(markOptions(false))
 	p.must(err)
 	p.must(p.hook.Attach(loaded.Program, xdp.Empty))
 	p.must(loaded.Close())
@@ -327,7 +335,7 @@ func TestWhatNetlinkAttachedIsAdopted(t *testing.T) {
 		p.Errorf("adopting another program: %v", err)
 	}
 	p.wantMet(1)
-	adopted, err := p.arbiter.Adopt(ctx, arbiter.AdoptRequest{Hook: p.hook, Object: file, Name: "mine"})
+	adopted, err := p.arbiter.Adopt(ctx, arbiter.AdoptRequest{Hook: p.hook, Object: file, Load: markOptions(false), Name: "mine"})
 	p.must(err)
 	p.must(adopted.Acknowledge())
 	if adopted.Gap <= 0 || adopted.ProgramID == 0 {
@@ -380,4 +388,92 @@ func TestATransactionIsMadeAsAWholeOrNotAtAll(t *testing.T) {
 		p.wantMet(1, 2)
 		p.removeAll()
 	})
+}
+
+func TestAChainIsFoundWhereverItsInterfaceWent(t *testing.T) {
+	onEachEngine(t, func(p *place, engine arbiter.Engine) {
+		p.must(p.make(p.request(engine, step{Op: owned.Add, Name: "a", Mark: 1})))
+		h := p.hold(p.request(engine, step{Op: owned.Add, Name: "b", Mark: 2, Lifetime: owned.Held}))
+		index := p.veth.NearIndex
+		p.must(p.veth.Near.Conn.SetUp(index, false)) // or the kernel renames nothing
+		p.must(p.veth.Near.Conn.Rename(index, "renamed"))
+		p.must(p.make(request{Dir: p.dir, Netns: p.veth.Near.Path(), Interface: "renamed", Steps: []step{{Op: owned.Add, Name: "c", Mark: 3}}}))
+		p.wantMet(1, 2, 3)
+
+		elsewhere := kerneltest.NewNetNS(p)
+		p.must(p.veth.Near.Conn.Move(index, elsewhere.FD()))
+		p.Cleanup(func() {
+			devices, _ := elsewhere.Conn.Devices()
+			for _, d := range devices {
+				_ = elsewhere.Conn.Delete(d.Index)
+			}
+		})
+		// Another interface of the same name and index is another.
+		p.must(p.veth.Near.Conn.AddVethAt(index, p.veth.NearName, 77, "peer"))
+		p.must(p.make(p.request(engine, step{Op: owned.Add, Name: "new", Mark: 9})))
+		p.wantMet(9)
+		there := request{Dir: p.dir, Netns: elsewhere.Path(), Interface: "renamed"}
+		there.Steps = []step{{Op: owned.Set, Name: "c", Before: "a"}}
+		p.must(p.make(there))
+		ns, err := xdp.OpenNamespace(elsewhere.Path())
+		p.must(err)
+		defer ns.Close()
+		moved := *p
+		moved.hook, err = ns.Hook("renamed", xdp.Auto)
+		p.must(err)
+		moved.wantMet(3, 1, 2)
+		moved.wantNames("c", "a", "b")
+		// Its holder is not misled by the one that has come in its place.
+		if engine == arbiter.Live {
+			p.wantTakenOver(3) // the new one's, too
+		}
+		h.Kill()
+		if engine == arbiter.Live {
+			p.eventually("the slot to be empty", func() bool { return slices.Equal(moved.met(), []byte{3, 1}) })
+		}
+		p.must(p.make(request{Dir: p.dir, Netns: elsewhere.Path(), Interface: "renamed", Steps: []step{{Op: owned.Remove, Name: "c"}}}))
+		moved.wantMet(1)
+		p.must(p.make(request{Dir: p.dir, Netns: elsewhere.Path(), Interface: "renamed", Steps: []step{{Op: owned.Remove, Name: "a"}}}))
+		// An interface that is deleted takes its chain with it.
+		p.must(p.veth.Near.Conn.Delete(index))
+		stale, err := p.arbiter.GC(context.Background(), false)
+		p.must(err)
+		if len(stale) != 1 || stale[0].Name != "new" {
+			p.Errorf("gc told %+v", stale)
+		}
+		if dirs, _ := os.ReadDir(p.dir); slices.ContainsFunc(dirs, os.DirEntry.IsDir) {
+			p.Errorf("%v is left", dirs)
+		}
+	})
+}
+
+func TestAMemberThatIsSetBackAndForthFindsItsSlotFree(t *testing.T) {
+	onEachEngine(t, func(p *place, engine arbiter.Engine) {
+		p.must(p.make(p.request(engine, two...)))
+		for n := range 20 {
+			actions := chain.Set(chain.Pass)
+			if n%2 == 0 {
+				actions = chain.Set(chain.Drop)
+			}
+			p.must(p.make(p.request("", step{Op: owned.Set, Name: "a", ProceedOn: &actions})))
+		}
+		p.wantMet(1, 2)
+		p.removeAll()
+	})
+}
+
+func TestAMemberMeansAloneWhatItMeansInAChain(t *testing.T) {
+	p := newPlace(t)
+	add := arbiter.Change{Object: open(t, "drop"), Change: owned.Change{Op: owned.Add, Name: "a", ProceedOn: pointer(chain.Set(chain.Drop))}}
+	applied, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{Hook: p.hook, Changes: []arbiter.Change{add}})
+	p.must(err)
+	p.must(applied.Acknowledge())
+	if v := p.verdict(); v != uint32(chain.Pass) {
+		t.Errorf("it drops, and the chain would go on: %d", v)
+	}
+	p.must(p.make(p.request("", step{Op: owned.Set, Name: "a", ProceedOn: pointer(chain.Set(chain.Pass))})))
+	if v := p.verdict(); v != uint32(chain.Drop) {
+		t.Errorf("it drops, and the chain does not go on: %d", v)
+	}
+	p.removeAll()
 }

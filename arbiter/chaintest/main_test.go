@@ -137,8 +137,6 @@ func engines(t *testing.T) []arbiter.Engine {
 	return []arbiter.Engine{arbiter.Fused}
 }
 
-var objectOptions = object.LoadOptions{}
-
 // pins are the paths of all that is pinned in the state.
 func (p *place) pins() []string {
 	p.Helper()

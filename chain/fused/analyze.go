@@ -2,8 +2,10 @@ package fused
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 )
 
 // code is what is known of a member's code without running it.
@@ -15,10 +17,13 @@ type code struct {
 	// functions by name; the member's own is the first.
 	functions map[string]*function
 	entry     *function
+	// keeps are the registers that it uses of those which a call keeps.
+	keeps map[asm.Register]bool
 }
 
 type function struct {
 	name     string
+	size     int
 	stack    int // how far it writes or points below its frame, in bytes
 	tailCall bool
 	calls    []string // also what is called by helpers on its behalf
@@ -29,7 +34,7 @@ func analyze(m Member) code {
 	starts := functionStarts(m.Program.Spec.Name, instructions)
 	c := code{
 		member: m, size: int(instructions.Size() / asm.InstructionSize),
-		maps: map[string]bool{}, functions: map[string]*function{},
+		maps: map[string]bool{}, functions: map[string]*function{}, keeps: map[asm.Register]bool{},
 	}
 	var f *function
 	var frame frameTracker
@@ -42,7 +47,11 @@ func analyze(m Member) code {
 			}
 			frame = frameTracker{}
 		}
+		f.size += int(ins.Width())
 		f.stack = max(f.stack, frame.step(ins))
+		if f == c.entry {
+			c.keeps[ins.Dst], c.keeps[ins.Src] = true, true
+		}
 		switch {
 		case ins.IsLoadFromMap():
 			c.maps[ins.Reference()] = true
@@ -75,26 +84,35 @@ func (c code) tailCalls() bool {
 	return false
 }
 
-// sureDepth is how deep every kernel lets functions of a member call each other.
+// call tells whether one of the functions calls the one of that name.
+func (c code) call(name string) bool {
+	for _, f := range c.functions {
+		if slices.Contains(f.calls, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// sureDepth is how deep every kernel lets functions call each other below a main
+// function.
 const sureDepth = 7
 
 // checkCalls follows the calls from the chain's main function down, as the
-// verifier does.
-func (c code) checkCalls(kernel facts) error {
-	main, round := 0, 1
-	deepest := 0
-	for _, f := range c.functions {
-		deepest += f.stack
-	}
-	// The kernel has to be asked only if it could be too much.
-	if deepest+len(c.functions)*32 > maxStack/2 {
-		main, round = kernel.stack()
-	}
+// verifier does. That one has a frame of so many bytes.
+func (c code) checkCalls(main int, inlined bool, kernel facts) error {
 	// level has the functions that are called at one depth, with what those
 	// above use at most.
-	level := map[*function]int{c.entry: main}
+	level := map[*function]int{}
+	first := btf.GlobalFunc
+	if inlined {
+		first = btf.StaticFunc
+		c.descend(level, c.entry, main)
+	} else {
+		level[c.entry] = main
+	}
 	for depth := 1; len(level) > 0; depth++ {
-		if depth > sureDepth && !kernel.calls(depth) {
+		if depth > sureDepth && !kernel.calls(depth, first) {
 			return &LimitError{
 				Limit: LimitCalls, Member: c.member.Name, Hint: hintElsewhere,
 				Detail: fmt.Sprintf("its functions call each other %d deep, and below the chain's own this kernel allows %d", depth, depth-1),
@@ -108,22 +126,27 @@ func (c code) checkCalls(kernel facts) error {
 					Detail: fmt.Sprintf("its function %s makes a tail call, and those that call it have %d bytes of stack where less than %d are allowed", f.name, above, maxTailStack),
 				}
 			}
-			below := above + (f.stack+round-1)/round*round
+			below := above + kernel.frame(f.stack)
 			if below > maxStack {
 				return &LimitError{
 					Limit: LimitStack, Member: c.member.Name, Hint: hintElsewhere,
 					Detail: fmt.Sprintf("with its function %s the stack has %d bytes, %d of them the chain's, and a program can have %d", f.name, below, main, maxStack),
 				}
 			}
-			for _, name := range f.calls {
-				if called := c.functions[name]; called != nil {
-					next[called] = max(next[called], below)
-				}
-			}
+			c.descend(next, f, below)
 		}
 		level = next
 	}
 	return nil
+}
+
+// descend adds what the function calls, below so much of the stack.
+func (c code) descend(level map[*function]int, f *function, above int) {
+	for _, name := range f.calls {
+		if called := c.functions[name]; called != nil {
+			level[called] = max(level[called], above)
+		}
+	}
 }
 
 // frameTracker follows which registers point into the frame of a function.

@@ -24,15 +24,15 @@ const (
 	// verifier follows at most as many through all branches and loops. Only the
 	// first is known before it is loaded.
 	LimitInstructions Limit = "instructions"
-	// LimitFunctions: a program has at most 256 functions. One is the chain's,
-	// and one each member.
+	// LimitFunctions: a program has at most 256 functions, one of them the
+	// chain's.
 	LimitFunctions Limit = "functions"
-	// LimitStack: functions that call each other have 512 bytes of stack. The
-	// chain's own takes 32 of them before Linux 6.8, or without JIT. What calls
-	// a function with a tail call may have 256.
+	// LimitStack: functions that call each other have 512 bytes of stack, the
+	// chain's own among them. It has at least 32 before Linux 6.8, or without
+	// JIT. What calls a function with a tail call may have 256.
 	LimitStack Limit = "stack"
-	// LimitCalls: at most 8 functions can be under way at once, of which one is
-	// the chain's. Linux 7.3 allows 16, and does not count the chain's.
+	// LimitCalls: at most 8 functions can be under way at once, one of them the
+	// chain's. Linux 7.3 allows 16.
 	LimitCalls Limit = "calls"
 	// LimitLicense: a program has one license, and the kernel keeps some
 	// functions for those that are compatible with the GPL. Members whose
@@ -99,16 +99,13 @@ const hintElsewhere = "leave it out, or choose the live engine, where each membe
 func Check(members []Member) error { return check(members, thisKernel) }
 
 func check(members []Member, kernel facts) error {
-	if len(members) == 0 {
-		return errNoMembers
-	}
 	if err := checkKinds(members); err != nil {
 		return err
 	}
-	if alone(members) {
+	if alone(members) || newPlan(members, inlined).check(kernel) == nil {
 		return nil
 	}
-	return checkSizes(members, kernel)
+	return newPlan(members, called).check(kernel)
 }
 
 // What one program can have.
@@ -122,6 +119,9 @@ const (
 
 // checkKinds finds members that can't be in one program whatever their size.
 func checkKinds(members []Member) error {
+	if len(members) == 0 {
+		return errNoMembers
+	}
 	if err := checkLicenses(members); err != nil {
 		return err
 	}
@@ -227,21 +227,18 @@ func throws(code asm.Instructions) bool {
 type facts struct {
 	// mapID tells one map from another; it is 0 where it can't be told.
 	mapID func(*ebpf.Map) uint32
-	// stack is how much of it the chain's main function takes, and what that
-	// of each function is rounded up to.
-	stack func() (main, round int)
-	// calls tells whether a function of the chain's can call others so deep.
-	calls func(depth int) bool
+	// frame is what a function takes of the stack that uses so much.
+	frame func(stack int) int
+	// calls tells whether functions can call each other so deep below a main
+	// function, the first of them being of that kind.
+	calls func(depth int, first btf.FuncLinkage) bool
 	// tailCalls tells whether functions that are called can make them.
 	tailCalls func() bool
 }
 
-// checkSizes finds what the members have too much of.
-func checkSizes(members []Member, kernel facts) error {
-	all := make([]code, len(members))
-	for i, m := range members {
-		all[i] = analyze(m)
-	}
+// check finds what the members have too much of.
+func (p plan) check(kernel facts) error {
+	all := p.codes
 	// most is the member that has the most of something.
 	most := func(of func(code) int) (string, int) {
 		c := slices.MaxFunc(all, func(a, b code) int { return of(a) - of(b) })
@@ -255,10 +252,13 @@ func checkSizes(members []Member, kernel facts) error {
 			Detail: fmt.Sprintf("all members use %d maps, it %d of them, and a program can use %d", n, its, maxMaps),
 		}
 	}
-	instructions, functions := int(mainFunction(members).Size()/asm.InstructionSize), 1
-	for _, c := range all {
-		instructions += c.size
+	instructions, functions := 0, 1
+	for i, c := range all {
+		instructions += c.size + len(p.after(i)) + 2
 		functions += len(c.functions)
+		if p.inlined[i] {
+			functions--
+		}
 	}
 	if instructions > maxInstructions {
 		name, its := most(func(c code) int { return c.size })
@@ -274,8 +274,9 @@ func checkSizes(members []Member, kernel facts) error {
 			Detail: fmt.Sprintf("the chain has %d functions, it %d of them, and a program can have %d", functions, its, maxFunctions),
 		}
 	}
-	for _, c := range all {
-		if err := c.checkCalls(kernel); err != nil {
+	main := kernel.frame(p.frame)
+	for i, c := range all {
+		if err := c.checkCalls(main, p.inlined[i], kernel); err != nil {
 			return err
 		}
 		if c.tailCalls() && !kernel.tailCalls() {

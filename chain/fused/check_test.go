@@ -35,14 +35,16 @@ func wantLimit(t *testing.T, name string, err error, limit Limit, member string)
 var (
 	oldKernel = facts{
 		mapID:     func(*ebpf.Map) uint32 { return 0 },
-		stack:     func() (int, int) { return interpretedFrame, interpretedFrame },
-		calls:     func(depth int) bool { return depth <= 7 },
+		frame:     interpretedFrame,
+		calls:     func(depth int, _ btf.FuncLinkage) bool { return depth <= 7 },
 		tailCalls: func() bool { return false },
 	}
 	newKernel = facts{
-		mapID:     func(*ebpf.Map) uint32 { return 0 },
-		stack:     func() (int, int) { return 0, compiledFrame },
-		calls:     func(depth int) bool { return depth <= 16 },
+		mapID: func(*ebpf.Map) uint32 { return 0 },
+		frame: compiledFrame,
+		calls: func(depth int, first btf.FuncLinkage) bool {
+			return depth <= 15 || depth == 16 && first == btf.GlobalFunc
+		},
 		tailCalls: func() bool { return true },
 	}
 )
@@ -118,15 +120,15 @@ func TestEachLimitIsToldWithTheMemberThatIsTheCause(t *testing.T) {
 		"65 maps":                             {newKernel, []Member{withMaps("a", 20), withMaps("b", 40), withMaps("c", 5)}, LimitMaps, "b"},
 		"many instructions":                   {newKernel, []Member{small, big}, "", ""},
 		"too many instructions":               {newKernel, []Member{small, big, big}, LimitInstructions, "big"},
-		"256 functions":                       {newKernel, []Member{small, functions("many", 254)}, "", ""},
-		"257 functions":                       {newKernel, []Member{small, functions("many", 255)}, LimitFunctions, "many"},
+		"256 functions":                       {newKernel, []Member{small, functions("many", 256)}, "", ""},
+		"257 functions":                       {newKernel, []Member{small, functions("many", 257)}, LimitFunctions, "many"},
 		"all of the stack":                    {newKernel, []Member{small, calling("deep", 256, 256)}, "", ""},
 		"more than the stack":                 {newKernel, []Member{small, calling("deep", 256, 256, 8)}, LimitStack, "deep"},
-		"all of the stack, interpreted":       {oldKernel, []Member{small, calling("deep", 224, 256)}, "", ""},
-		"more than that, interpreted":         {oldKernel, []Member{calling("deep", 256, 256), small}, LimitStack, "deep"},
+		"all of the stack, interpreted":       {oldKernel, []Member{small, calling("deep", 256, 256)}, "", ""},
+		"more than that, interpreted":         {oldKernel, []Member{calling("deep", 256, 264), small}, LimitStack, "deep"},
 		"members do not share the stack":      {oldKernel, []Member{calling("deep", 480), calling("deep", 480)}, "", ""},
-		"8 functions under way":               {oldKernel, []Member{small, calling("deep", 0, 0, 0, 0, 0, 0, 0)}, "", ""},
-		"9 functions under way":               {oldKernel, []Member{small, calling("deep", 0, 0, 0, 0, 0, 0, 0, 0)}, LimitCalls, "deep"},
+		"8 functions under way":               {oldKernel, []Member{small, calling("deep", 0, 0, 0, 0, 0, 0, 0, 0)}, "", ""},
+		"9 functions under way":               {oldKernel, []Member{small, calling("deep", 0, 0, 0, 0, 0, 0, 0, 0, 0)}, LimitCalls, "deep"},
 		"16 where that many can be":           {newKernel, []Member{small, calling("deep", make([]int16, 16)...)}, "", ""},
 		"17 where that many can't":            {newKernel, []Member{small, calling("deep", make([]int16, 17)...)}, LimitCalls, "deep"},
 		"functions that call themselves":      {newKernel, []Member{small, of("deep", asm.Call.Label("deep"))}, LimitCalls, "deep"},

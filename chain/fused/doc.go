@@ -14,15 +14,10 @@
 //
 // # What is linked
 //
-// A generated main function calls one function after the other. Each member is a
-// global function, that is one which the verifier judges for itself: what a
-// member does can't make it lose sight of the next. Actions are compared with
-// constants in the code; after a member that goes on after XDP_PASS only, that is
-// one instruction.
-//
-// [Load] leaves out the calls of small members without functions, loops and tail
-// calls of their own, and has their code in the main function, if the verifier
-// takes it so: on some processors a call costs more than such a member.
+// A generated main function runs one member after the other. A member is made a
+// part of it, which costs nothing but the comparison of what it returns. One that
+// makes tail calls is called instead, as a global function, that is one which the
+// verifier judges for itself: what it does can't make it lose sight of the next.
 //
 // The chain means the same in every engine: it goes on to the next member when
 // one returned an action that the member proceeds on. A number that is no action

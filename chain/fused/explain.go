@@ -36,12 +36,16 @@ func explain(members []Member, spec *ebpf.ProgramSpec, err error) error {
 	if alone(members) {
 		return explainAlone(members[0], err)
 	}
-	if limit := Check(members); limit != nil {
+	// Who may load nothing can't try what the kernel does either.
+	if !errors.Is(err, unix.EPERM) {
+		limit := Check(members)
 		var e *LimitError
 		if errors.As(limit, &e) {
 			e.cause = err
 		}
-		return limit
+		if limit != nil {
+			return limit
+		}
 	}
 	// Of the log only what the verifier complains of: the way it took there can
 	// be of any length.

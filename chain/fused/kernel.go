@@ -21,26 +21,32 @@ var thisKernel = facts{
 		id, _ := info.ID()
 		return uint32(id)
 	},
-	stack:     sync.OnceValues(tryStack),
+	frame:     frame,
 	calls:     tryCalls,
 	tailCalls: sync.OnceValue(tryTailCalls),
 }
 
-// What a frame takes at least, and what it is rounded up to: for the interpreter,
-// and for compiled programs since Linux 6.8, where one without any takes none.
-const (
-	interpretedFrame = 32
-	compiledFrame    = 16
-)
-
-// tryStack tells what the main function and every other takes, from whether a
-// function with all the stack there is can be called.
-func tryStack() (main, round int) {
-	if loads(callingProgram([]asm.Instruction{asm.StoreImm(asm.RFP, -maxStack, 0, asm.Word)})) {
-		return 0, compiledFrame
+// frame is what a function takes of the stack, as the kernel counts it.
+func frame(stack int) int {
+	if compiled() {
+		return compiledFrame(stack)
 	}
-	return interpretedFrame, interpretedFrame
+	return interpretedFrame(stack)
 }
+
+// compiledFrame is the frame of compiled programs since Linux 6.8.
+func compiledFrame(stack int) int { return roundUp(stack, 16) }
+
+// interpretedFrame is that of others: the interpreter has no smaller ones.
+func interpretedFrame(stack int) int { return roundUp(max(stack, 1), 32) }
+
+func roundUp(n, to int) int { return (n + to - 1) / to * to }
+
+// compiled tells how the kernel counts, from whether a main function that uses no
+// stack can call one that uses all.
+var compiled = sync.OnceValue(func() bool {
+	return loads(callingProgram(btf.GlobalFunc, []asm.Instruction{asm.StoreImm(asm.RFP, -maxStack, 0, asm.Word)}))
+})
 
 // tryTailCalls tells whether functions that are called can make tail calls. Where
 // that can't be found out they can.
@@ -55,27 +61,23 @@ func tryTailCalls() bool {
 		asm.Mov.Imm(asm.R3, 0),
 		asm.FnTailCall.Call(),
 	}
-	return loads(callingProgram(jump)) || !loads(callingProgram(nil))
+	return loads(callingProgram(btf.GlobalFunc, jump)) || !loads(callingProgram(btf.GlobalFunc, nil))
 }
 
 // tryCalls tries to call a function that calls another, and so on.
-func tryCalls(depth int) bool {
-	return loads(callingProgram(make([][]asm.Instruction, depth)...))
+func tryCalls(depth int, first btf.FuncLinkage) bool {
+	return loads(callingProgram(first, make([][]asm.Instruction, depth)...))
 }
 
-// callingProgram calls a global function, as a chain does its members,
-// which calls the next, and so on. Each does what is given.
-func callingProgram(functions ...[]asm.Instruction) asm.Instructions {
+// callingProgram calls a function, which calls the next, and so on. Each does what
+// is given.
+func callingProgram(linkage btf.FuncLinkage, functions ...[]asm.Instruction) asm.Instructions {
 	name := func(i int) string { return fmt.Sprint("called", i) }
 	code := asm.Instructions{
 		btf.WithFuncMetadata(asm.Call.Label(name(0)).WithSymbol("main"), memberFunction("main", btf.GlobalFunc, contextParam)),
 		asm.Return(),
 	}
 	for i, f := range functions {
-		linkage := btf.StaticFunc
-		if i == 0 {
-			linkage = btf.GlobalFunc
-		}
 		begin := len(code)
 		code = append(code, f...)
 		if i < len(functions)-1 {
@@ -83,6 +85,7 @@ func callingProgram(functions ...[]asm.Instruction) asm.Instructions {
 		}
 		code = append(code, asm.Mov.Imm(asm.R0, int32(chain.Pass)), asm.Return())
 		code[begin] = btf.WithFuncMetadata(code[begin].WithSymbol(name(i)), memberFunction(name(i), linkage, contextParam))
+		linkage = btf.StaticFunc
 	}
 	return code
 }

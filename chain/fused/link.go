@@ -2,6 +2,7 @@ package fused
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -15,7 +16,8 @@ import (
 // mainName is what the generated program is called, and its main function.
 const mainName = "holdfast_chain"
 
-// Link makes one program of the members. It asks nothing of the kernel.
+// Link makes one program of the members, of the form that Load tries first. It
+// asks nothing of the kernel.
 //
 // A member that is alone and returns what the chain would is not touched: it
 // runs as itself. Every program expects to be attached to the XDP hook
@@ -23,37 +25,39 @@ const mainName = "holdfast_chain"
 //
 // Errors: a [*LimitError] of what can't be linked.
 func Link(members []Member) (*ebpf.ProgramSpec, error) {
-	if len(members) == 0 {
-		return nil, errNoMembers
-	}
 	if err := checkKinds(members); err != nil {
 		return nil, err
 	}
-	if alone(members) {
-		spec := members[0].Program.Spec.Copy()
-		spec.AttachType = ebpf.AttachXDP
-		bind(spec.Instructions, members[0].Program.Maps)
-		return spec, nil
-	}
-
-	spec := emptySpec(members)
-	spec.Instructions = mainFunction(members)
-	for i, m := range members {
-		spec.Instructions = append(spec.Instructions, memberFunctions(i, m)...)
-	}
-	return spec, nil
+	return newPlan(members, inlined).link(), nil
 }
 
-// emptySpec is the program but for its code.
-func emptySpec(members []Member) *ebpf.ProgramSpec {
+// link makes the program.
+func (p plan) link() *ebpf.ProgramSpec {
+	members := p.members
 	first := members[0].Program.Spec
-	return &ebpf.ProgramSpec{
+	if alone(members) {
+		spec := first.Copy()
+		spec.AttachType = ebpf.AttachXDP
+		bind(spec.Instructions, members[0].Program.Maps)
+		return spec
+	}
+
+	spec := &ebpf.ProgramSpec{
 		Name: mainName, Type: ebpf.XDP, AttachType: ebpf.AttachXDP,
 		License:   license(members),
 		ByteOrder: first.ByteOrder,
 		Ifindex:   first.Ifindex,
 		Flags:     flags(members),
 	}
+	spec.Instructions = p.mainFunction()
+	for i := range members {
+		main, others := p.functions(i)
+		if !p.inlined[i] {
+			others = append(main, others...)
+		}
+		spec.Instructions = append(spec.Instructions, others...)
+	}
+	return spec
 }
 
 // alone tells whether the only member does all that its chain would: that
@@ -85,50 +89,37 @@ func entry(i int, m Member) string { return prefix(i) + m.Program.Spec.Name }
 // Symbols of the main function, which no function can have.
 const endLabel = "the end"
 
-func nextLabel(i int) string { return fmt.Sprintf("after member %d", i) }
+func returnLabel(i int) string { return fmt.Sprintf("return of member %d", i) }
+func nextLabel(i int) string   { return fmt.Sprintf("after member %d", i) }
 
-// mainFunction calls all members.
-func mainFunction(members []Member) asm.Instructions {
-	return mainWith(members, context{}, make([]asm.Instructions, len(members)))
-}
-
-// mainWith calls the members, but for those whose body is given, which stands in
-// place of the call.
-//
-// The kernel may leave any number in the upper half of what they return, so only
-// the lower is looked at.
-func mainWith(members []Member, c context, bodies []asm.Instructions) asm.Instructions {
-	code := asm.Instructions{c.keep()}
-	label := ""
-	for i, m := range members {
-		if i > 0 {
-			code = append(code, c.give().WithSymbol(label))
-		}
-		label = nextLabel(i)
-		on := proceed(actions(m.ProceedOn), i == len(members)-1, label)
-		if bodies[i] == nil {
-			code = append(code, asm.Call.Label(entry(i, m)))
-		} else {
-			code = append(code, bodies[i]...)
-			if len(on) == 0 {
-				on = asm.Instructions{asm.Ja.Label(endLabel)}
+// mainFunction runs the members. The kernel may leave any number in the upper
+// half of what they return, so only the lower is looked at.
+func (p plan) mainFunction() asm.Instructions {
+	code := asm.Instructions{p.keep.save()}
+	for i, m := range p.members {
+		after := p.after(i)
+		run := asm.Instructions{asm.Call.Label(entry(i, m))}
+		if p.inlined[i] {
+			label := endLabel
+			if len(after) > 0 {
+				label = returnLabel(i)
+				after[0] = after[0].WithSymbol(label)
 			}
-			on[0] = on[0].WithSymbol(returnLabel(i))
+			body, _ := p.functions(i)
+			run = returnTo(label, body)
 		}
-		code = append(code, on...)
+		if i > 0 {
+			code = append(code, p.keep.restore().WithSymbol(nextLabel(i-1)))
+		}
+		code = append(append(code, run...), after...)
 	}
-	// The last member said to go on.
-	end := asm.Return().WithSymbol(endLabel)
-	if actions(members[len(members)-1].ProceedOn).Without(chain.Pass) != 0 {
-		code = append(code, asm.Mov.Imm(asm.R0, int32(chain.Pass)).WithSymbol(label))
-	}
-	code = append(code, end)
+	code = append(code, asm.Return().WithSymbol(endLabel))
 
 	code[0] = btf.WithFuncMetadata(code[0].WithSymbol(mainName), &btf.Func{
 		Name:    mainName,
 		Linkage: btf.GlobalFunc,
-		Type:    &btf.FuncProto{Params: []btf.FuncParam{contextParam}, Return: describe(entries(members))},
-	}).WithSource(asm.Comment(fmt.Sprintf("a chain of %d members", len(members))))
+		Type:    &btf.FuncProto{Params: []btf.FuncParam{contextParam}, Return: describe(entries(p.members))},
+	}).WithSource(asm.Comment(fmt.Sprintf("a chain of %d members", len(p.members))))
 	return code
 }
 
@@ -141,9 +132,28 @@ func entries(members []Member) []Entry {
 	return all
 }
 
-// proceed goes to next if the action in R0 is in the set, or falls through to
-// it, and otherwise to the end.
-func proceed(set chain.Actions, last bool, next string) asm.Instructions {
+// after is what follows a member: it goes on to the next one, or falls through to
+// it, if the action in R0 is one that the member proceeds on, and otherwise to the
+// end. After the last member the chain has run to its end.
+func (p plan) after(i int) asm.Instructions {
+	set, next := actions(p.members[i].ProceedOn), nextLabel(i)
+	if i < len(p.members)-1 {
+		if set == 0 {
+			// Never true. But the verifier takes what can't be reached at all
+			// for a mistake.
+			return asm.Instructions{p.keep.restore(), asm.JEq.Imm(asm.R1, 0, next), asm.Ja.Label(endLabel)}
+		}
+		return proceed(set, next)
+	}
+	if set.Without(chain.Pass) == 0 {
+		return nil // XDP_PASS or another action, the chain returns what the member did.
+	}
+	return append(proceed(set, next), asm.Mov.Imm(asm.R0, int32(chain.Pass)).WithSymbol(next))
+}
+
+// proceed goes to next if the action in R0 is in the set, which is not empty, or
+// falls through to it, and otherwise to the end.
+func proceed(set chain.Actions, next string) asm.Instructions {
 	var in, out []chain.Action
 	for _, a := range chain.AllActions() {
 		if set.Has(a) {
@@ -152,43 +162,51 @@ func proceed(set chain.Actions, last bool, next string) asm.Instructions {
 			out = append(out, a)
 		}
 	}
-	const action = asm.R0
 	var code asm.Instructions
-	switch {
-	case last && set.Without(chain.Pass) == 0:
-		// XDP_PASS or another action, the chain returns what the member did.
-		return nil
-	case len(in) == 0:
-		// Never true. But the verifier takes what can't be reached at all for
-		// a mistake.
-		return asm.Instructions{
-			asm.JEq.Imm(asm.R6, 0, next),
-			asm.Ja.Label(endLabel),
-		}
-	case len(in) <= 3:
+	if len(in) <= 3 {
 		for _, a := range in[1:] {
-			code = append(code, asm.JEq.Imm32(action, int32(a), next))
+			code = append(code, asm.JEq.Imm32(asm.R0, int32(a), next))
 		}
-		return append(code, asm.JNE.Imm32(action, int32(in[0]), endLabel))
-	default:
-		code = asm.Instructions{asm.JGT.Imm32(action, int32(chain.Redirect), endLabel)}
-		for _, a := range out {
-			code = append(code, asm.JEq.Imm32(action, int32(a), endLabel))
-		}
-		return code
+		return append(code, asm.JNE.Imm32(asm.R0, int32(in[0]), endLabel))
 	}
+	code = append(code, asm.JGT.Imm32(asm.R0, int32(chain.Redirect), endLabel))
+	for _, a := range out {
+		code = append(code, asm.JEq.Imm32(asm.R0, int32(a), endLabel))
+	}
+	return code
 }
 
-// memberFunctions are the functions of a member, the first of which is its entry,
-// under names of their own.
-func memberFunctions(i int, m Member) asm.Instructions {
-	spec := m.Program.Spec
-	code := spec.Copy().Instructions
+// returnTo makes of a function's code a part of another's: where it returned, it
+// goes to the label.
+func returnTo(label string, function asm.Instructions) asm.Instructions {
+	code := slices.Clone(function)
+	for i, ins := range code {
+		if ins.OpCode.JumpOp() == asm.Exit {
+			code[i] = asm.Ja.Label("").WithMetadata(ins.Metadata).WithReference(label)
+		}
+	}
+	code[0] = btf.WithFuncMetadata(code[0].WithSymbol(""), nil)
+	return code
+}
+
+// functions are those of a member, its entry and the others, under names of their
+// own.
+func (p plan) functions(i int) (main, others asm.Instructions) {
+	m := p.members[i]
+	code := m.Program.Spec.Copy().Instructions
 	bind(code, m.Program.Maps)
 
-	starts := functionStarts(spec.Name, code)
+	starts := functionStarts(m.Program.Spec.Name, code)
+	end := len(code)
 	for at := range code {
-		ins := withPrefix(i, code[at])
+		ins := code[at]
+		if symbol := ins.Symbol(); symbol != "" {
+			ins = ins.WithSymbol(prefix(i) + symbol)
+		}
+		jump := ins.OpCode.Class().IsJump() && !ins.IsKfuncCall()
+		if ins.Reference() != "" && (jump || ins.IsLoadOfFunctionPointer() || ins.IsLoadFromMap()) {
+			ins = ins.WithReference(prefix(i) + ins.Reference())
+		}
 		if name, ok := starts[at]; ok {
 			f := btf.FuncMetadata(&ins)
 			switch {
@@ -207,23 +225,13 @@ func memberFunctions(i int, m Member) asm.Instructions {
 			if ins.Source() == nil {
 				ins = ins.WithSource(asm.Comment(fmt.Sprintf("%s of member %q", name, m.Name)))
 			}
+			if at > 0 {
+				end = min(end, at)
+			}
 		}
 		code[at] = ins
 	}
-	return code
-}
-
-// withPrefix gives the member's names in the instruction, and those that it refers
-// to, their prefix.
-func withPrefix(i int, ins asm.Instruction) asm.Instruction {
-	if symbol := ins.Symbol(); symbol != "" {
-		ins = ins.WithSymbol(prefix(i) + symbol)
-	}
-	jump := ins.OpCode.Class().IsJump() && !ins.IsKfuncCall()
-	if ins.Reference() != "" && (jump || ins.IsLoadOfFunctionPointer() || ins.IsLoadFromMap()) {
-		ins = ins.WithReference(prefix(i) + ins.Reference())
-	}
-	return ins
+	return code[:end:end], code[end:]
 }
 
 // functionStarts are the instructions that functions begin with, and their

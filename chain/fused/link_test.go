@@ -86,19 +86,20 @@ func TestGoingOnAfterPassOnlyTakesOneComparison(t *testing.T) {
 	for i := range 10 {
 		members = append(members, of(fmt.Sprint("m", i)))
 	}
-	// The context is kept and, but for the first, given; each is called, and
-	// what each but the last returned is compared; then the end.
-	if got := len(mainFunction(members)); got != 1+9+10+9+1 {
-		t.Errorf("the main function has %d instructions:\n%v", got, mainFunction(members))
+	for f, each := range map[form]int{inlined: 2, called: 1} {
+		// The context is kept and, but for the first, given; each runs, and
+		// what each but the last returned is compared; then the end.
+		main := newPlan(members, f).mainFunction()
+		if got := len(main); got != 1+9+10*each+9+1 {
+			t.Errorf("the main function has %d instructions:\n%v", got, main)
+		}
 	}
 }
 
 func TestNoSetOfActionsTakesMoreThanThreeComparisons(t *testing.T) {
-	for set := range chain.Set(chain.AllActions()...) + 1 {
-		for _, last := range []bool{false, true} {
-			if got := len(proceed(set, last, "next")); got > 3 {
-				t.Errorf("%q takes %d", set, got)
-			}
+	for set := chain.Actions(1); set <= chain.Set(chain.AllActions()...); set++ {
+		if got := len(proceed(set, "next")); got > 3 {
+			t.Errorf("%q takes %d", set, got)
 		}
 	}
 }
@@ -109,10 +110,8 @@ func proceedAfter(code asm.Instructions, value uint32) bool {
 	for _, ins := range code {
 		var jumps bool
 		switch constant := uint32(ins.Constant); ins.OpCode.JumpOp() {
-		case asm.Ja:
-			jumps = true
 		case asm.JEq:
-			jumps = ins.Dst == asm.R0 && value == constant // else the context, which is never 0
+			jumps = value == constant
 		case asm.JNE:
 			jumps = value != constant
 		case asm.JGT:
@@ -128,8 +127,8 @@ func proceedAfter(code asm.Instructions, value uint32) bool {
 }
 
 func TestTheChainGoesOnAfterTheActionsOfTheSetAndNoOtherNumber(t *testing.T) {
-	for set := range chain.Set(chain.AllActions()...) + 1 {
-		code := proceed(set, false, "next")
+	for set := chain.Actions(1); set <= chain.Set(chain.AllActions()...); set++ {
+		code := proceed(set, "next")
 		for _, value := range []uint32{0, 1, 2, 3, 4, 5, 31, 32, 34, 1 << 31, 1<<32 - 1} {
 			want := value <= uint32(chain.Redirect) && set.Has(chain.Action(value))
 			if got := proceedAfter(code, value); got != want {
@@ -142,45 +141,100 @@ func TestTheChainGoesOnAfterTheActionsOfTheSetAndNoOtherNumber(t *testing.T) {
 // The same object may be in a chain twice, and others may have functions of the
 // same names.
 func TestNamesOfMembersAreKeptApart(t *testing.T) {
-	spec := link(t, from(t, "parts", "functions"), from(t, "parts", "looping"), from(t, "parts", "functions"))
-	symbols, err := spec.Instructions.SymbolOffsets()
-	if err != nil {
-		t.Fatal(err)
+	members := []Member{from(t, "parts", "functions"), from(t, "parts", "looping"), from(t, "parts", "functions")}
+	entries := []string{"m0_functions global", "m1_looping global", "m2_functions global"}
+	others := []string{
+		"holdfast_chain global",
+		"m0_size_of global", "m0_thrice static", "m0_twice static",
+		"m1_add static",
+		"m2_size_of global", "m2_thrice static", "m2_twice static",
 	}
-	var names, functions []string
-	for _, ins := range spec.Instructions {
-		jump := ins.OpCode.Class().IsJump() && ins.OpCode.JumpOp() != asm.Call && ins.Reference() != ""
-		if ins.IsFunctionReference() || jump {
-			if _, ok := symbols[ins.Reference()]; !ok {
-				t.Errorf("%v leads nowhere", ins)
+	for f, want := range map[form][]string{inlined: others, called: append(entries, others...)} {
+		spec := newPlan(members, f).link()
+		symbols, err := spec.Instructions.SymbolOffsets()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ins := range spec.Instructions {
+			jump := ins.OpCode.Class().IsJump() && ins.OpCode.JumpOp() != asm.Call && ins.Reference() != ""
+			if ins.IsFunctionReference() || jump {
+				if _, ok := symbols[ins.Reference()]; !ok {
+					t.Errorf("%v leads nowhere", ins)
+				}
+			}
+			if ins.IsLoadFromMap() && !strings.HasPrefix(ins.Reference(), "m0_.") && !strings.HasPrefix(ins.Reference(), "m2_.") {
+				t.Errorf("%v is nobody's map", ins)
+			}
+			if f := btf.FuncMetadata(&ins); f != nil && ins.Source() == nil {
+				t.Errorf("function %s begins without a line", f.Name)
 			}
 		}
-		if ins.IsLoadFromMap() && !strings.HasPrefix(ins.Reference(), "m0_.") && !strings.HasPrefix(ins.Reference(), "m2_.") {
-			t.Errorf("%v is nobody's map", ins)
+		got := functionsOf(spec)
+		if got[0] != "holdfast_chain global" {
+			t.Errorf("it begins with %s", got[0])
 		}
-		f := btf.FuncMetadata(&ins)
-		if f == nil {
-			continue
-		}
-		names = append(names, f.Name)
-		functions = append(functions, f.Name+" "+f.Linkage.String())
-		if ins.Source() == nil {
-			t.Errorf("function %s begins without a line", f.Name)
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("functions %q, want %q", got, want)
 		}
 	}
-	want := []string{
-		"holdfast_chain global",
-		"m0_functions global", "m0_size_of global", "m0_thrice static", "m0_twice static",
-		"m1_looping global", "m1_add static",
-		"m2_functions global", "m2_size_of global", "m2_thrice static", "m2_twice static",
+}
+
+// functionsOf are what the kernel is told of, in their order.
+func functionsOf(spec *ebpf.ProgramSpec) (functions []string) {
+	for _, ins := range spec.Instructions {
+		if f := btf.FuncMetadata(&ins); f != nil {
+			functions = append(functions, f.Name+" "+f.Linkage.String())
+		}
 	}
-	slices.Sort(functions)
-	slices.Sort(want)
-	if !slices.Equal(functions, want) {
-		t.Errorf("functions %q, want %q", functions, want)
+	return functions
+}
+
+func TestWhatIsNotForOneFunctionIsCalled(t *testing.T) {
+	itself := of("itself", asm.Call.Label("itself"))
+	wide := of("wide", asm.StoreImm(asm.RFP, -512, 0, asm.Word))
+	long := of("long", slices.Repeat(asm.Instructions{asm.Mov.Imm(asm.R1, 0)}, 20_000)...)
+	for name, c := range map[string]struct {
+		members []Member
+		want    []bool
+	}{
+		"small ones":                {[]Member{of("a"), from(t, "count", "count")}, []bool{true, true}},
+		"one with a tail call":      {[]Member{of("a"), from(t, "tailcall", "enter")}, []bool{true, false}},
+		"one that calls itself":     {[]Member{itself, of("a")}, []bool{false, true}},
+		"one with all of the stack": {[]Member{wide, of("a")}, []bool{false, true}},
+		"a jump would lead too far": {[]Member{long, long, of("a")}, []bool{true, false, true}},
+	} {
+		if p := newPlan(c.members, inlined); !slices.Equal(p.inlined, c.want) {
+			t.Errorf("%s: inlined are %v, want %v", name, p.inlined, c.want)
+		}
+		if newPlan(c.members, called).inlines() {
+			t.Errorf("%s: what is to be called is not", name)
+		}
 	}
-	if names[0] != mainName || names[1] != "m0_functions" {
-		t.Errorf("it begins with %q", names)
+}
+
+// The context is kept where no member writes.
+func TestTheContextIsKeptWhereNoMemberWrites(t *testing.T) {
+	uses := func(r ...asm.Register) Member {
+		code := asm.Instructions{asm.StoreImm(asm.RFP, -20, 0, asm.Word)}
+		for _, r := range r {
+			code = append(code, asm.Mov.Imm(r, 0))
+		}
+		return of("m", code...)
+	}
+	for name, c := range map[string]struct {
+		members []Member
+		want    keeper
+	}{
+		"no register is used":   {[]Member{uses(), uses()}, keeper{register: asm.R6}},
+		"some are":              {[]Member{uses(asm.R6), uses(asm.R7, asm.R9)}, keeper{register: asm.R8}},
+		"all are":               {[]Member{uses(asm.R6, asm.R8), uses(asm.R7, asm.R9)}, keeper{slot: -32}},
+		"by one that is called": {[]Member{uses(), of("x", asm.Mov.Imm(asm.R6, 0), asm.FnTailCall.Call())}, keeper{register: asm.R6}},
+	} {
+		if got := newPlan(c.members, inlined).keep; got != c.want {
+			t.Errorf("%s: it is kept in %+v, want %+v", name, got, c.want)
+		}
 	}
 }
 
@@ -188,15 +242,9 @@ func TestWhatTheVerifierHasToKnowIsMadeForProgramsThatDoNotTell(t *testing.T) {
 	callee := asm.Instructions{asm.Mov.Imm(asm.R0, 2).WithSymbol("odd.name"), asm.Return()}
 	m := of("calls", asm.Call.Label("odd.name"))
 	m.Program.Spec.Instructions = append(m.Program.Spec.Instructions, callee...)
-	spec := link(t, m, of("other"))
-	var functions []string
-	for _, ins := range spec.Instructions {
-		if f := btf.FuncMetadata(&ins); f != nil {
-			functions = append(functions, f.Name+" "+f.Linkage.String())
-		}
-	}
-	if want := []string{"holdfast_chain global", "m0_calls global", "m0_odd_name static", "m1_other global"}; !slices.Equal(functions, want) {
-		t.Errorf("functions %q, want %q", functions, want)
+	got := functionsOf(newPlan([]Member{m, of("other")}, called).link())
+	if want := []string{"holdfast_chain global", "m0_calls global", "m0_odd_name static", "m1_other global"}; !slices.Equal(got, want) {
+		t.Errorf("functions %q, want %q", got, want)
 	}
 }
 

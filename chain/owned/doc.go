@@ -25,5 +25,6 @@
 // A transaction that changes something makes the next generation of the chain,
 // and what it touched has the number of that generation. So an expectation about
 // a generation, of the chain or of a member, fails if anything happened to it
-// since.
+// since. A chain that has come to its end is another one when it begins again,
+// at generation 1.
 package owned

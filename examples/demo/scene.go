@@ -166,6 +166,13 @@ type attachment struct {
 		ID   uint32
 		Name string
 	}
+	Chain struct {
+		Engine  string
+		Members []struct {
+			Name    string
+			Program struct{ ID uint32 }
+		}
+	}
 	Holders []struct {
 		PID  int
 		Comm string

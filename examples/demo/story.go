@@ -26,7 +26,7 @@ var story = []struct {
 }{
 	{"Traffic flows from a client to a server. No program is attached.", before},
 	{"A program for as long as a command runs. Then holdfast gets SIGKILL.", runAndKill},
-	{"A filter for good: it drops UDP to port 7777, and the hook is owned.", attach},
+	{"A filter for good: it drops UDP to port 7777, and has the hook to itself.", attach},
 	{"The process that attached it is gone. The filter is not.", survive},
 	{"Somebody tries to take it off, with ip.", rivalIP},
 	{"Somebody attaches a second program, with holdfast: refused, and the rival is named.", rivalHoldfast},
@@ -34,6 +34,7 @@ var story = []struct {
 	{"The filter is replaced under a flood, 20 times.", replaceUnderFlood},
 	{"To compare: detach and attach, under the same flood.", compare},
 	{"Somebody replaces the program that he saw a while ago.", stale},
+	{"The hook is shared: a counter runs before the filter, and goes again.", share},
 	{"The interface moves to another namespace.", move},
 	{"Its owner detaches it. Nothing is left behind.", detach},
 }
@@ -157,7 +158,7 @@ func childOf(parent int) int {
 func gone(pid int) bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) }
 
 func attach(s *scene) error {
-	f, err := s.must("holdfast attach eth0 filter.o --name guard --set drop_port=7777")
+	f, err := s.must("holdfast attach eth0 filter.o --name guard --exclusive --set drop_port=7777")
 	if err != nil {
 		return err
 	}
@@ -210,10 +211,8 @@ func rivalHoldfast(s *scene) error {
 	if err != nil {
 		return err
 	}
-	at := s.attached
-	named := strings.Contains(f.stderr, fmt.Sprintf("program %d %q", at.Program.ID, at.Program.Name)) &&
-		strings.Contains(f.stderr, fmt.Sprintf("link %d", at.LinkID)) && strings.Contains(f.stderr, `"guard"`)
-	s.proof(f.code == exitConflict && named, "exit code %d, conflict; program, link, name and owner are named", f.code)
+	named := strings.Contains(f.stderr, `member "guard" at eth0 is uid 0 (holdfast, process `+strconv.Itoa(s.attachPID))
+	s.proof(f.code == exitConflict && named, "exit code %d, conflict; the member and its owner are named", f.code)
 	return s.untouched()
 }
 
@@ -330,7 +329,7 @@ func compare(s *scene) error {
 	f.AwaitSent(around)
 	for _, line := range []string{
 		"holdfast detach eth0",
-		"holdfast attach eth0 filter.o --name guard --set drop_port=7777",
+		"holdfast attach eth0 filter.o --name guard --exclusive --set drop_port=7777",
 	} {
 		if _, err := s.must(line); err != nil {
 			return err
@@ -350,6 +349,52 @@ func stale(s *scene) error {
 	}
 	s.proof(f.code == exitConflict, "exit code %d, conflict", f.code)
 	return s.untouched()
+}
+
+// share adds a member before the filter, and takes it out.
+func share(s *scene) error {
+	for _, line := range []string{
+		"holdfast set eth0 guard --exclusive=false",
+		"holdfast attach eth0 count.o --name counter --before guard",
+	} {
+		if _, err := s.must(line); err != nil {
+			return err
+		}
+	}
+	at, err := s.here()
+	if err != nil {
+		return err
+	}
+	members := at.Chain.Members
+	if len(members) != 2 {
+		return fmt.Errorf("the chain has %d members", len(members))
+	}
+	s.proof(members[0].Name == "counter" && members[1].Name == "guard" && at.LinkID == s.attached.LinkID,
+		"a %s chain, by the same link: %s, then %s", at.Chain.Engine, members[0].Name, members[1].Name)
+	program := members[0].Program.ID
+	if program == 0 {
+		program = at.Program.ID // all members are one program
+	}
+	packets, err := openCounters(program, "packets")
+	if err != nil {
+		return err
+	}
+	defer packets.Close()
+	if err := s.trafficIs(allDropped); err != nil {
+		return err
+	}
+	seen, err := sum(packets, keySeen)
+	if err != nil {
+		return err
+	}
+	s.proof(seen >= 2*burst+pings, "the counter saw %d packets before the filter did, those among them that it dropped", seen)
+	if _, err := s.must("holdfast detach eth0 counter"); err != nil {
+		return err
+	}
+	if s.attached, err = s.here(); err != nil {
+		return err
+	}
+	return s.trafficIs(allDropped)
 }
 
 func move(s *scene) error {

@@ -60,7 +60,10 @@ type place struct {
 
 func newPlace(t *testing.T) *place {
 	kerneltest.NoLeaks(t)
-	v := kerneltest.NewVeth(t)
+	return placeAt(t, kerneltest.NewVeth(t))
+}
+
+func placeAt(t *testing.T, v *kerneltest.Veth) *place {
 	a, err := holdfast.Open(arbiter.Options{Dir: kerneltest.BPFFS(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -349,8 +352,9 @@ func (b *both) clear() {
 }
 
 func TestInMemoryAsOnTheKernel(t *testing.T) {
-	if err := flag.Set("rapid.checks", strconv.Itoa(kerneltest.Rounds(40))); err != nil {
-		t.Fatal(err)
+	few := errors.Join(flag.Set("rapid.checks", strconv.Itoa(kerneltest.Rounds(20))), flag.Set("rapid.steps", "20"))
+	if few != nil {
+		t.Fatal(few)
 	}
 	for _, engine := range []arbiter.Engine{"", arbiter.Fused} {
 		t.Run(fmt.Sprintf("engine %q", engine), func(t *testing.T) {
@@ -372,5 +376,70 @@ func TestInMemoryAsOnTheKernel(t *testing.T) {
 				})
 			})
 		})
+	}
+}
+
+// The members of every chain are numbered from the same number on, so that one
+// who only looks at numbers takes another's for its own.
+func TestWhoeverClosesAMemberTakesOutNoOthers(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	v := kerneltest.NewVeth(t)
+	p := placeAt(t, v)
+	for what, another := range map[string]func(){
+		"another interface has the name": func() {
+			rename := func(index int, name string) {
+				if err := errors.Join(v.Near.Conn.SetUp(index, false), v.Near.Conn.Rename(index, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			rename(v.NearIndex, "renamed")
+			if err := v.Near.Conn.AddVeth(v.NearName, "peer", v.Far.FD()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"the interface has another chain": func() { p.detach() },
+	} {
+		held := p.attach("held", false)
+		another()
+		if m := p.attach("others", true); m != nil {
+			t.Fatalf("%s: a permanent member has a handle: %v", what, m)
+		}
+		if err := held.Close(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		c, err := p.arbiter.Chain(ctx, holdfast.Hook{Interface: p.name, Namespace: p.where})
+		if err != nil || len(c.Members) != 1 || c.Members[0].Name != "others" {
+			t.Errorf("%s: the chain is %v, %v", what, c.Members, err)
+		}
+		p.detach()
+	}
+}
+
+// attach makes a member, of which it returns the handle if it is held.
+func (p *place) attach(name string, permanent bool) holdfast.Member {
+	p.Helper()
+	m, err := holdfast.AttachObject(ctx, p.name, file("pass"), holdfast.Options{
+		Arbiter: p.arbiter, Hook: holdfast.Hook{Namespace: p.where}, Name: name, Permanent: permanent,
+	})
+	if err != nil {
+		p.Fatal(err)
+	}
+	return m
+}
+
+func TestSeveralMembersAreNotAskedToRunAsOne(t *testing.T) {
+	p := newPlace(t)
+	add := func(name string) arbiter.Change {
+		return arbiter.Change{Change: owned.Change{Op: owned.Add, Name: name}, Object: file("pass")}
+	}
+	h := holdfast.Hook{Interface: p.name, Namespace: p.where}
+	for _, engine := range []arbiter.Engine{arbiter.Single, "fast"} {
+		_, err := p.arbiter.Apply(ctx, holdfast.Transaction{Hook: h, Engine: engine, Changes: []arbiter.Change{add("a"), add("b")}})
+		if !errors.Is(err, owned.ErrInvalid) {
+			t.Errorf("engine %q: %v", engine, err)
+		}
+	}
+	if c, err := p.arbiter.Chain(ctx, h); err != nil || len(c.Members) > 0 {
+		t.Errorf("the chain is %v, %v", c.Members, err)
 	}
 }

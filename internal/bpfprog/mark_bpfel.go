@@ -16,9 +16,10 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	MarkProgXdpMark = "xdp_mark"
-	MarkVarMark     = "mark"
-	MarkVarPort     = "port"
+	MarkProgXdpMark      = "xdp_mark"
+	MarkProgXdpMarkFrags = "xdp_mark_frags"
+	MarkVarMark          = "mark"
+	MarkVarPort          = "port"
 )
 
 // LoadMark returns the embedded CollectionSpec for Mark.
@@ -63,7 +64,8 @@ type MarkSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MarkProgramSpecs struct {
-	XdpMark *ebpf.ProgramSpec `ebpf:"xdp_mark"`
+	XdpMark      *ebpf.ProgramSpec `ebpf:"xdp_mark"`
+	XdpMarkFrags *ebpf.ProgramSpec `ebpf:"xdp_mark_frags"`
 }
 
 // MarkMapSpecs contains maps before they are loaded into the kernel.
@@ -118,12 +120,14 @@ type MarkVariables struct {
 //
 // It can be passed to LoadMarkObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MarkPrograms struct {
-	XdpMark *ebpf.Program `ebpf:"xdp_mark"`
+	XdpMark      *ebpf.Program `ebpf:"xdp_mark"`
+	XdpMarkFrags *ebpf.Program `ebpf:"xdp_mark_frags"`
 }
 
 func (p *MarkPrograms) Close() error {
 	return _MarkClose(
 		p.XdpMark,
+		p.XdpMarkFrags,
 	)
 }
 

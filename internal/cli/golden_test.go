@@ -166,12 +166,12 @@ func ownedBy(name string, index int, p xdp.Program, c arbiter.ChainStatus) hookS
 
 var (
 	member1 = arbiter.MemberStatus{
-		Name: "ddos <1>", Priority: 10, ProceedOn: chain.Set(chain.Pass, chain.Tx), Generation: 3, Lifetime: arbiter.Permanent,
+		Name: "ddos <1>", ID: 16, Variables: []string{"drop_port=53"}, Priority: 10, ProceedOn: chain.Set(chain.Pass, chain.Tx), Generation: 3, Lifetime: arbiter.Permanent,
 		Program: xdp.Program{ID: 42, Name: "filter", Tag: "e9a407dacc323ba6", LoadedAt: loadedAt}, Slot: new(int), LinkID: 70,
 		Object: "filter.o", Function: "filter", Digest: "5d1f", Owner: owner(815), Since: attachedAt,
 	}
 	member2 = arbiter.MemberStatus{
-		Name: "collector", Priority: 50, Generation: 4, Lifetime: arbiter.Held,
+		Name: "collector", ID: 18, Priority: 50, Generation: 4, Lifetime: arbiter.Held,
 		Program: xdp.Program{ID: 1043, Name: "sample", Tag: "614b434cd8324ecc", LoadedAt: loadedAt, UID: 1000}, Slot: new(5), LinkID: 71,
 		Object: "sample.o", Function: "sample", Digest: "6e2a", Owner: owner(4711), Since: attachedAt,
 	}

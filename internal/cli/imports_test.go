@@ -17,22 +17,22 @@ var unwanted = []struct {
 	why      string
 }{
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "arbiter", "features"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features"},
 		imports:  []string{"github.com/spf13/cobra", "github.com/spf13/pflag"},
 		why:      "a library does not bring a command line along",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "arbiter", "features", "cmd/holdfast"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "cmd/holdfast"},
 		imports:  []string{"gonum.org", "codeberg.org/go-fonts", "git.sr.ht/~sbinet"},
 		why:      "plots are for bench",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "arbiter", "features", "cmd/holdfast"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "cmd/holdfast"},
 		imports:  []string{"github.com/prometheus"},
 		why:      "metrics are for the daemon",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "arbiter", "features", "cmd/holdfast"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "holdfasttest", "cmd/holdfast"},
 		imports: []string{
 			"testing", "github.com/google/go-cmp", "pgregory.net/rapid", "github.com/rogpeppe/go-internal",
 			module + "/internal/kerneltest", module + "/internal/testbed", module + "/internal/vm",
@@ -40,7 +40,7 @@ var unwanted = []struct {
 		why: "tests and their fixtures are not for machines that run Holdfast",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "arbiter", "features"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features"},
 		imports:  []string{module + "/internal/cli", module + "/cmd"},
 		why:      "imports go down only",
 	},
@@ -60,7 +60,7 @@ var unwanted = []struct {
 		why:      "an object knows nothing of interfaces",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "arbiter", "features"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "holdfasttest"},
 		imports:  []string{"github.com/goccy/go-yaml", module + "/chain/declared"},
 		why:      "who attaches reads no files that declare chains",
 	},

@@ -45,9 +45,11 @@ func TestRandomChainsDoWhatChainsMean(t *testing.T) {
 	oddities := []uint32{5, 31, 32, 34, 255, 256, 258, 1 << 31, 1<<31 | 2, 1<<32 - 1}
 
 	scripts := scriptMap(t)
-	verdicts := make([]*object.Prepared, 8)
+	// Each in two forms: one is made a part of the main function, one called.
+	var verdicts [8][2]fused.Member
 	for i := range verdicts {
-		verdicts[i] = verdict(t, scripts, i)
+		m := fused.Member{Name: fmt.Sprint(i), Program: verdict(t, scripts, i)}
+		verdicts[i] = [2]fused.Member{m, detour(t, m)}
 	}
 	lengths, proceeded, odd := map[int]int{}, 0, 0
 	for range chains {
@@ -59,7 +61,8 @@ func TestRandomChainsDoWhatChainsMean(t *testing.T) {
 			if random.IntN(2) == 0 {
 				masks[i] = masks[i].With(chain.Pass)
 			}
-			members[i] = fused.Member{Name: fmt.Sprint(i), ProceedOn: masks[i], Program: verdicts[i]}
+			members[i] = verdicts[i][random.IntN(2)]
+			members[i].ProceedOn = masks[i]
 		}
 		p := load(t, members...)
 		for range runs {

@@ -22,16 +22,19 @@ import (
 
 // parts are two members each of these programs of bpf/parts.c, as different
 // members are that were made of the same source.
-func parts(t *testing.T, programs ...string) []fused.Member {
+func parts(t *testing.T, form func(fused.Member) fused.Member, programs ...string) []fused.Member {
 	t.Helper()
 	var members []fused.Member
 	for range 2 {
 		for _, name := range programs {
-			members = append(members, member(t, "parts", name, onPass))
+			members = append(members, form(member(t, "parts", name, onPass)))
 		}
 	}
 	return members
 }
+
+// asItIs leaves the member in its form.
+func asItIs(m fused.Member) fused.Member { return m }
 
 // number reads a number of 8 bytes from a map's value.
 func number(t *testing.T, m fused.Member, name string, offset int) uint64 {
@@ -47,33 +50,35 @@ func number(t *testing.T, m fused.Member, name string, offset int) uint64 {
 // up, although all have the same names for it.
 func TestMembersOfTheSameNamesKeepApart(t *testing.T) {
 	kerneltest.NoLeaks(t)
-	members := parts(t, "functions", "locked", "reported", "nested", "relocated", "kernel_functions")
-	p := load(t, members...)
-	for range 3 {
-		if got := run(t, p); got != pass {
-			t.Fatalf("a member failed: the chain returned %d", got)
-		}
-	}
-	for i, m := range members {
-		switch m.Name {
-		case "functions":
-			if five, zero := number(t, m, ".data", 0), number(t, m, ".bss", 0); five != 8 || zero != 3 {
-				t.Errorf("the globals of member %d are %d and %d, want 8 and 3", i, five, zero)
-			}
-		case "locked":
-			if a, b := number(t, m, "guarded_values", 8), number(t, m, "guarded_values", 16); a != 3 || b != 3 {
-				t.Errorf("member %d counted %d and %d under its lock, want 3", i, a, b)
-			}
-		case "nested":
-			if n := number(t, m, "inner", 0); n != 3 {
-				t.Errorf("member %d counted %d in its map within a map, want 3", i, n)
-			}
-		case "reported":
-			if sizes := reports(t, m); !slices.Equal(sizes, []uint32{60, 60, 60}) {
-				t.Errorf("member %d reported packets of %d bytes, want three of 60", i, sizes)
+	inBothForms(t, func(t *testing.T, form func(fused.Member) fused.Member) {
+		members := parts(t, form, "functions", "locked", "reported", "nested", "relocated", "kernel_functions")
+		p := load(t, members...)
+		for range 3 {
+			if got := run(t, p); got != pass {
+				t.Fatalf("a member failed: the chain returned %d", got)
 			}
 		}
-	}
+		for i, m := range members {
+			switch m.Name {
+			case "functions":
+				if five, zero := number(t, m, ".data", 0), number(t, m, ".bss", 0); five != 8 || zero != 3 {
+					t.Errorf("the globals of member %d are %d and %d, want 8 and 3", i, five, zero)
+				}
+			case "locked":
+				if a, b := number(t, m, "guarded_values", 8), number(t, m, "guarded_values", 16); a != 3 || b != 3 {
+					t.Errorf("member %d counted %d and %d under its lock, want 3", i, a, b)
+				}
+			case "nested":
+				if n := number(t, m, "inner", 0); n != 3 {
+					t.Errorf("member %d counted %d in its map within a map, want 3", i, n)
+				}
+			case "reported":
+				if sizes := reports(t, m); !slices.Equal(sizes, []uint32{60, 60, 60}) {
+					t.Errorf("member %d reported packets of %d bytes, want three of 60", i, sizes)
+				}
+			}
+		}
+	})
 }
 
 // reports empties the ring buffer of bpf/parts.c.
@@ -96,17 +101,19 @@ func reports(t *testing.T, m fused.Member) (sizes []uint32) {
 
 func TestHelpersCallTheMembersFunctions(t *testing.T) {
 	kerneltest.NoLeaks(t)
-	p, err := fused.Load(parts(t, "looping"))
+	alone, err := fused.Load(parts(t, asItIs, "looping")[:1])
 	if errors.Is(err, object.ErrNotSupported) {
 		t.Skip("bpf_loop came with Linux 5.17")
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
-	if got := run(t, p); got != pass {
-		t.Errorf("the chain returned %d", got)
-	}
+	defer alone.Close()
+	inBothForms(t, func(t *testing.T, form func(fused.Member) fused.Member) {
+		if got := run(t, load(t, parts(t, form, "looping")...)); got != pass {
+			t.Errorf("the chain returned %d", got)
+		}
+	})
 }
 
 func TestTimersOfMembersRing(t *testing.T) {
@@ -122,16 +129,18 @@ func TestTimersOfMembersRing(t *testing.T) {
 	if run(t, alone) == uint32(chain.Tx) {
 		t.Skip("the kernel has no memory for timers where the processor has no cmpxchg16b")
 	}
-	members := parts(t, "timed")
-	if got := run(t, load(t, members...)); got != pass {
-		t.Fatalf("the chain returned %d", got)
-	}
-	for i, m := range members {
-		const rang = 16 // offset of the counter
-		if !kerneltest.Eventually(func() bool { return number(t, m, "alarms", rang) == 1 }) {
-			t.Errorf("the timer of member %d rang %d times, want once", i, number(t, m, "alarms", rang))
+	inBothForms(t, func(t *testing.T, form func(fused.Member) fused.Member) {
+		members := parts(t, form, "timed")
+		if got := run(t, load(t, members...)); got != pass {
+			t.Fatalf("the chain returned %d", got)
 		}
-	}
+		for i, m := range members {
+			const rang = 16 // offset of the counter
+			if !kerneltest.Eventually(func() bool { return number(t, m, "alarms", rang) == 1 }) {
+				t.Errorf("the timer of member %d rang %d times, want once", i, number(t, m, "alarms", rang))
+			}
+		}
+	})
 }
 
 func TestOneMemberAsksForTheKernelsConfiguration(t *testing.T) {
@@ -144,24 +153,56 @@ func TestOneMemberAsksForTheKernelsConfiguration(t *testing.T) {
 
 func TestAMemberSeesThePacketAsTheOneBeforeLeftIt(t *testing.T) {
 	kerneltest.NoLeaks(t)
-	before, after := member(t, "parts", "measured", onPass), member(t, "parts", "measured", onPass)
-	p := load(t, before,
-		member(t, "parts", "grown", onPass), member(t, "parts", "cut", onPass), member(t, "parts", "marked", onPass),
-		after)
-	if got := run(t, p); got != pass {
-		t.Fatalf("the chain returned %d", got)
-	}
-	const front, back, meta = 8, 4, 12
-	measured := func(m fused.Member) (size, sizeOfMeta uint32) {
-		n := number(t, m, ".bss", 8)
-		return uint32(n), uint32(n >> 32)
-	}
-	if size, m := measured(before); size != 60 || m != 0 {
-		t.Errorf("the first saw %d bytes and %d of metadata, want 60 and none", size, m)
-	}
-	if size, m := measured(after); size != 60+front-back || m != meta {
-		t.Errorf("the last saw %d bytes and %d of metadata, want %d and %d", size, m, 60+front-back, meta)
-	}
+	inBothForms(t, func(t *testing.T, form func(fused.Member) fused.Member) {
+		part := func(name string) fused.Member { return form(member(t, "parts", name, onPass)) }
+		before, after := part("measured"), part("measured")
+		p := load(t, before, part("grown"), part("cut"), part("marked"), after)
+		if got := run(t, p); got != pass {
+			t.Fatalf("the chain returned %d", got)
+		}
+		const front, back, meta = 8, 4, 12
+		measured := func(m fused.Member) (size, sizeOfMeta uint32) {
+			n := number(t, m, ".bss", 8)
+			return uint32(n), uint32(n >> 32)
+		}
+		if size, m := measured(before); size != 60 || m != 0 {
+			t.Errorf("the first saw %d bytes and %d of metadata, want 60 and none", size, m)
+		}
+		if size, m := measured(after); size != 60+front-back || m != meta {
+			t.Errorf("the last saw %d bytes and %d of metadata, want %d and %d", size, m, 60+front-back, meta)
+		}
+	})
+}
+
+// Members that are made one function use the same registers and the same stack.
+func TestMembersMayUseWhatAnyFunctionMayUse(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	inBothForms(t, func(t *testing.T, form func(fused.Member) fused.Member) {
+		greedy := func(name string) fused.Member {
+			// All registers, all of the stack that a member can have on any
+			// kernel, and at its end a look into the context.
+			code := []asm.Instruction{asm.Mov.Reg(asm.R0, asm.R1)}
+			for r := asm.R1; r <= asm.R9; r++ {
+				code = append(code, asm.Mov.Imm(r, 7))
+			}
+			for offset := int16(8); offset <= 448; offset += 8 {
+				code = append(code, asm.StoreMem(asm.RFP, -offset, asm.R9, asm.DWord))
+			}
+			return form(of(name, append(code, asm.LoadMem(asm.R0, asm.R0, 0, asm.Word))...))
+		}
+		counting := member(t, "count", "", onPass)
+		if got := run(t, load(t, greedy("a"), greedy("b"), form(counting), greedy("c"))); got != pass {
+			t.Errorf("the chain returned %d", got)
+		}
+		stop := greedy("b")
+		stop.ProceedOn = 0
+		if got := run(t, load(t, greedy("a"), stop, form(counting), greedy("c"))); got != pass {
+			t.Errorf("the chain that ends early returned %d", got)
+		}
+		if n := counted(t, counting); n != 1 {
+			t.Errorf("the member behind was met by %d packets, want 1", n)
+		}
+	})
 }
 
 // The kernel of Linux 6.1 forgets of members that are functions of their own
@@ -218,16 +259,16 @@ func TestProgramsWithoutTypeInformationAreMembers(t *testing.T) {
 		m.Program.Spec = withoutBTF(m.Program.Spec)
 		return m
 	}
-	for name, members := range map[string][]fused.Member{
-		"beside others":   {member(t, "count", "", onPass), stripped("functions"), member(t, "parts", "functions", onPass), stripped("functions")},
-		"among their own": {stripped("functions"), stripped("measured")},
-	} {
-		t.Run(name, func(t *testing.T) {
+	inBothForms(t, func(t *testing.T, form func(fused.Member) fused.Member) {
+		for name, members := range map[string][]fused.Member{
+			"beside others":   {member(t, "count", "", onPass), form(stripped("functions")), member(t, "parts", "functions", onPass), form(stripped("functions"))},
+			"among their own": {form(stripped("functions")), form(stripped("measured"))},
+		} {
 			if got := run(t, load(t, members...)); got != pass {
-				t.Errorf("the chain returned %d", got)
+				t.Errorf("%s: the chain returned %d", name, got)
 			}
-		})
-	}
+		}
+	})
 }
 
 // withoutBTF keeps of a program what an object without BTF has.
@@ -316,20 +357,5 @@ func TestAChainIsLinkedAnewWithWhatItsMapsHold(t *testing.T) {
 	run(first)
 	if zero := number(t, m, ".bss", 0); zero != 3*7 {
 		t.Errorf("both chains counted to %d, want %d", zero, 3*7)
-	}
-}
-
-// A member whose code stands in the main function takes from the stack of those
-// that are called.
-func TestWhatFitsOnlyIfAllAreCalledIsLoadedSo(t *testing.T) {
-	kerneltest.NoLeaks(t)
-	for name, bytes := range map[string]int16{"some stack": 64, "much of it": 400} {
-		members := []fused.Member{of("wide", stack(bytes)), calling("deep", 128, 256), of("wide", stack(bytes))}
-		if err := fused.Check(members); err != nil {
-			t.Fatal(err)
-		}
-		if got := run(t, load(t, members...)); got != pass {
-			t.Errorf("with %s: %d", name, got)
-		}
 	}
 }

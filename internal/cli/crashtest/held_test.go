@@ -22,6 +22,7 @@ func TestRunLeavesNothingThatIsAttachedWhereverItIsKilled(t *testing.T) {
 	s := newSite(t)
 	args := []string{"run", s.name, s.objects["tailcall"], "--program", "enter", "--", "/proc/self/exe", "version"}
 	crash.Sweep{
+		BeforeOnly: kerneltest.InMachine(),
 		Setup: func(*testing.T) crash.Command {
 			return crash.Command{Path: "/proc/self/exe", Args: args, Env: s.env(), Counts: points(byCommand)}
 		},
@@ -45,7 +46,7 @@ func (s *site) forgotten(t *testing.T, run crash.Run, args []string) {
 	if all := s.status(t); len(all) > 0 {
 		t.Errorf("nothing is attached, and status shows %+v", all)
 	}
-	if run.Side == crash.After {
+	if secondHalf(run) {
 		s.gc(t, false)
 		s.empty(t)
 	}
@@ -80,6 +81,7 @@ func TestTheHolderLeavesNothingThatIsAttachedWhereverItIsKilled(t *testing.T) {
 	defer null.Close()
 	again := []string{"run", s.name, s.objects["tailcall"], "--program", "enter", "--", "/proc/self/exe", "version"}
 	crash.Sweep{
+		BeforeOnly: kerneltest.InMachine(),
 		Setup: func(*testing.T) crash.Command {
 			return crash.Command{
 				Path: "/proc/self/exe", Args: []string{"hold", s.name, s.objects["tailcall"], "--program", "enter"},
@@ -100,6 +102,7 @@ func TestWhatIsAttachedWhileAProcessLivesIsHeldWhereverTheCommandIsKilled(t *tes
 	var watched *kerneltest.Process
 	var args []string
 	crash.Sweep{
+		BeforeOnly: kerneltest.InMachine(),
 		Setup: func(t *testing.T) crash.Command {
 			watched = startWaiting(t)
 			args = []string{

@@ -21,6 +21,9 @@ func TestLockUnlockAndAdoptCanBeKilledAnywhere(t *testing.T) {
 		{"unlock", "lock IF", "unlock IF", "unlocked ", "lock IF"},
 		{"adopt", "", "adopt IF pass.o --allow-gap", "adopted ", "detach IF"},
 	} {
+		if onAnotherKernel() && op.name != "lock" {
+			continue
+		}
 		t.Run(op.name, func(t *testing.T) {
 			s := newSite(t)
 			conn, err := rtnl.Dial(-1)
