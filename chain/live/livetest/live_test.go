@@ -357,7 +357,10 @@ func hold(args []string) int {
 			return err
 		}
 		fmt.Println("attached")
-		select {}
+		// Not by a select, which the runtime ends as a deadlock.
+		for {
+			_ = unix.Pause()
+		}
 	}()
 	fmt.Println(err)
 	return 1
