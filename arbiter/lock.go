@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
-
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -115,7 +113,7 @@ func (f *adoption) check(h *xdp.Hook, now hookState) error {
 	case f.programID != 0 && f.programID != now.at.Program.ID:
 		e.Detail, e.Hint = "it was replaced meanwhile", "look at what is attached now and decide again"
 		return e
-	case kernelName(f.name) != now.at.Program.Name:
+	case !now.at.Program.Called(f.name):
 		e.Detail = fmt.Sprintf("the program of the object is called %q", f.name)
 		e.Hint = "give the object that the program comes from, or detach it first"
 		return e
@@ -123,9 +121,6 @@ func (f *adoption) check(h *xdp.Hook, now hookState) error {
 	f.programID = now.at.Program.ID
 	return nil
 }
-
-// kernelName is what the kernel keeps of a program's name.
-func kernelName(name string) string { return name[:min(len(name), unix.BPF_OBJ_NAME_LEN-1)] }
 
 // takeOver exchanges the attachment by netlink for a link.
 func (f *adoption) takeOver(h *xdp.Hook, program *ebpf.Program) (*xdp.Link, error) {

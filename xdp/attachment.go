@@ -225,6 +225,12 @@ func readProgram(id uint32) observed {
 	return p
 }
 
+// Called tells whether the program has that name, of which the kernel keeps the
+// first 15 bytes.
+func (p Program) Called(name string) bool {
+	return p.Name == name[:min(len(name), unix.BPF_OBJ_NAME_LEN-1)]
+}
+
 // LookUpProgram reads the loaded program of that id. Where there is none any
 // more, or it may not be read, all but its id is empty.
 func LookUpProgram(id uint32) Program { return readProgram(id).Program }

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/features"
@@ -195,7 +194,7 @@ func adopt(chains *libxdp.Chains, h *xdp.Hook, adds []libxdp.Addition, paths []s
 		if err != nil {
 			return err
 		}
-		if kernelName(p.Name) == single.Program.Name {
+		if single.Program.Called(p.Name) {
 			adds[i].Adopt = true
 			return nil
 		}
@@ -206,9 +205,6 @@ func adopt(chains *libxdp.Chains, h *xdp.Hook, adds []libxdp.Addition, paths []s
 		Hint:   "give the object that it comes from, too, or detach it first",
 	}
 }
-
-// kernelName is what the kernel keeps of a program's name.
-func kernelName(name string) string { return name[:min(len(name), unix.BPF_OBJ_NAME_LEN-1)] }
 
 // withAdoptHint names the flag that takes a single program into the chain.
 func withAdoptHint(err error) error {
