@@ -179,28 +179,57 @@ func (t *tracer) loop() error {
 		if err != nil && !t.killed {
 			t.kill()
 		}
-		var ws unix.WaitStatus
-		tid, werr := unix.Wait4(-t.pid, &ws, unix.WALL, nil)
-		if werr == unix.EINTR {
-			continue
-		}
+		events, werr := t.wait()
 		if werr == unix.ECHILD {
 			return err
 		}
 		if werr != nil {
 			return errors.Join(err, fmt.Errorf("wait: %w", werr))
 		}
-		if ws.Exited() || ws.Signaled() {
-			delete(t.threads, tid)
-			if tid == t.pid {
-				t.run.Status = syscall.WaitStatus(ws)
-				t.reachedExit()
+		for _, e := range events {
+			if e.ws.Exited() || e.ws.Signaled() {
+				delete(t.threads, e.tid)
+				if e.tid == t.pid {
+					t.run.Status = syscall.WaitStatus(e.ws)
+					t.reachedExit()
+				}
+				continue
 			}
+			if serr := t.stopped(e.tid, e.ws); serr != nil && !gone(serr) {
+				err = errors.Join(err, serr)
+			}
+		}
+	}
+}
+
+// event is what happened to a thread.
+type event struct {
+	tid int
+	ws  unix.WaitStatus
+}
+
+// wait waits until something has happened, and returns all that has. One at a
+// time would not be fair: the kernel tells of the first thread in its list that
+// has stopped, and two threads that do nothing but wake each other, as goroutines
+// do that yield until a third thread has run, would be told of over and over
+// while that one waits to be resumed.
+func (t *tracer) wait() ([]event, error) {
+	var all []event
+	options := unix.WALL
+	for {
+		var e event
+		var err error
+		e.tid, err = unix.Wait4(-t.pid, &e.ws, options, nil)
+		switch {
+		case err == unix.EINTR:
 			continue
+		case len(all) > 0 && (err != nil || e.tid == 0):
+			return all, nil // an error comes again
+		case err != nil:
+			return nil, err
 		}
-		if serr := t.stopped(tid, ws); serr != nil && !gone(serr) {
-			err = errors.Join(err, serr)
-		}
+		all = append(all, e)
+		options |= unix.WNOHANG
 	}
 }
 
@@ -261,7 +290,11 @@ func (t *tracer) syscallStop(tid int, th *thread) error {
 	if t.killed {
 		return t.resume(tid, 0)
 	}
-	info, err := syscallInfo(tid)
+	var info syscallStopInfo
+	err := t.insist(tid, func() (err error) {
+		info, err = syscallInfo(tid)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -344,10 +377,27 @@ func (t *tracer) resume(tid int, sig unix.Signal) error {
 	if th := t.threads[tid]; t.cmd.Alone && (th == nil || th.inside == 0) {
 		run = unix.PtraceCont
 	}
-	if err := run(tid, int(sig)); err != nil {
+	if err := t.insist(tid, func() error { return run(tid, int(sig)) }); err != nil {
 		return fmt.Errorf("resume thread %d: %w", tid, err)
 	}
 	return nil
+}
+
+// insist makes a ptrace request of a stopped thread again that the kernel says is
+// not there while it is: Linux 5.10 does so now and then, and a thread that nobody
+// resumes would wait forever.
+func (t *tracer) insist(tid int, request func() error) error {
+	for range 1000 {
+		err := request()
+		if !gone(err) || t.killed {
+			return err
+		}
+		if _, statErr := os.Stat(fmt.Sprintf("/proc/%d", tid)); statErr != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return request()
 }
 
 // stayOnThisCPU keeps the thread, and what it starts, on the CPU it is on.
