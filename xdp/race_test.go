@@ -22,8 +22,8 @@ import (
 const contenders = 8
 
 var (
-	attachRounds        = kerneltest.Rounds(200)
-	replacesByContender = kerneltest.Rounds(500)
+	attachRounds        = kerneltest.HostRounds(200)
+	replacesByContender = kerneltest.HostRounds(500)
 )
 
 // contest is processes that do the same at the same time. Each waits at one of

@@ -221,7 +221,7 @@ func (t *tracer) wait() ([]event, error) {
 		var err error
 		e.tid, err = unix.Wait4(-t.pid, &e.ws, options, nil)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
 		case len(all) > 0 && (err != nil || e.tid == 0):
 			return all, nil // an error comes again
