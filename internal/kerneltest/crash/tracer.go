@@ -180,7 +180,7 @@ func (t *tracer) loop() error {
 			t.kill()
 		}
 		events, werr := t.wait()
-		if werr == unix.ECHILD {
+		if errors.Is(werr, unix.ECHILD) {
 			return err
 		}
 		if werr != nil {
