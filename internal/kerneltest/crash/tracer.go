@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/procfs"
 )
 
 // tracer runs one command under ptrace.
@@ -392,7 +394,8 @@ func (t *tracer) insist(tid int, request func() error) error {
 		if !gone(err) || t.killed {
 			return err
 		}
-		if _, statErr := os.Stat(fmt.Sprintf("/proc/%d", tid)); statErr != nil {
+		// One that has ended is there still, for its end to be waited for.
+		if p, statErr := procfs.ReadProcess(tid); statErr != nil || !p.Alive() {
 			return err
 		}
 		time.Sleep(time.Millisecond)
