@@ -72,19 +72,20 @@ func Kernel() string { return cmp.Or(os.Getenv(kernelEnv), Host) }
 // many times as long.
 func InMachine() bool { return Kernel() != Host }
 
-// Rounds is how often a race is run that is to have so many rounds: all of them
-// on the machine's own kernel and on one of the matrix, where who does not have
-// that kernel can have them too, and a quarter on the others. What is a race on
-// one is one on all, and eight processes at once are what takes longest there.
+// Rounds is how often a race is run that is to have so many rounds, and that some
+// machines' own kernels can't run, because it takes freplace: all of them on the
+// machine's own kernel and on one of the matrix, and a quarter on the others. What
+// is a race on one is one on all, and eight processes at once are what takes
+// longest there.
 func Rounds(full int) int {
-	if InMachine() && Kernel() != "6.12" {
-		return full / 4
+	if Kernel() == "6.12" {
+		return full
 	}
-	return full
+	return HostRounds(full)
 }
 
-// HostRounds is Rounds for a race that the machine's own kernel can run in full,
-// whatever that kernel is: a quarter of it is enough on all of the matrix.
+// HostRounds is Rounds for what every machine's own kernel can run: a quarter of it
+// is enough on all of the matrix.
 func HostRounds(full int) int {
 	if InMachine() {
 		return full / 4

@@ -226,7 +226,7 @@ func (t *tracer) wait() ([]event, error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case len(all) > 0 && (err != nil || e.tid == 0):
-			return all, nil // an error comes again
+			return all, nil // an error comes again, when there is nothing else
 		case err != nil:
 			return nil, err
 		}
@@ -395,7 +395,7 @@ func (t *tracer) insist(tid int, request func() error) error {
 			return err
 		}
 		// One that has ended is there still, for its end to be waited for.
-		if p, statErr := procfs.ReadProcess(tid); statErr != nil || !p.Alive() {
+		if p, readErr := procfs.ReadProcess(tid); readErr != nil || !p.Alive() {
 			return err
 		}
 		time.Sleep(time.Millisecond)
