@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -327,10 +328,17 @@ func (p *process) code() int {
 	return p.ProcessState.ExitCode()
 }
 
-// ended tells whether no process has the pid any more, or it is a zombie.
+// ended tells whether no process has the pid any more, or it is a zombie. Its first
+// thread is one while others are still on their way out, and the process is none.
 func ended(pid int) bool {
-	state := processState(pid)
-	return state == "" || state == "Z" || state == "X"
+	switch processState(pid) {
+	case "":
+		return true
+	case "Z", "X":
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+		return len(threads) <= 1
+	}
+	return false
 }
 
 // processState is the letter for the state of a process, empty where there is
