@@ -22,6 +22,8 @@ package holdfast
 import (
 	"context"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
@@ -67,6 +69,9 @@ type Applied struct {
 type Member interface {
 	// Name is the member's name in its chain.
 	Name() string
+	// Maps are the member's maps, by their names in its object. They are closed
+	// with it.
+	Maps() map[string]*ebpf.Map
 	// Done is closed when the member has ended without Close: somebody took it
 	// out of the chain. Err says why then, and is nil before.
 	Done() <-chan struct{}

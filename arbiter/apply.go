@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"time"
 
@@ -59,7 +58,9 @@ type Applied struct {
 	Diff          owned.Diff
 	// Held are the handles of the held members that were added. The caller
 	// closes them.
-	Held []*HeldMember
+	Held []Handle
+	// Leases are there instead where it was done on behalf of another process.
+	Leases []*Lease
 	// Acknowledge is nil after a dry run, and where nothing had to be changed.
 	Acknowledge Acknowledge
 }
@@ -74,11 +75,11 @@ const tries = 8
 // Holdfast's, xdp.ErrGone where what Holdfast attached has ended without it, and
 // ErrLockTimeout. On every error the chain runs as before.
 func (a *Arbiter) Apply(ctx context.Context, t Transaction) (*Applied, error) {
-	owner, err := self()
+	owner, err := a.who()
 	if err != nil {
 		return nil, err
 	}
-	sources, err := newSources(&t, owner)
+	sources, err := newSources(&t, owner, a.behalf != nil)
 	if err != nil {
 		return nil, err
 	}
@@ -138,12 +139,10 @@ func (a *Arbiter) try(ctx context.Context, t *Transaction, s *sources) (*Applied
 	if !p.stillHolds(now) && (t.adopt == nil || t.adopt.check(t.Hook, now) != nil) {
 		return nil, fmt.Errorf("%w: %s", errRaced, describeChain(now))
 	}
-	held, err := a.execute(l, now, t, p, b, s)
-	if err != nil {
+	applied := p.applied()
+	if err := a.execute(l, now, t, p, b, s, applied); err != nil {
 		return nil, err
 	}
-	applied := p.applied()
-	applied.Held = held
 	applied.Acknowledge = a.acknowledgeChain(now.key, s.owner)
 	return applied, nil
 }
@@ -212,6 +211,9 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 	if err != nil {
 		return nil, err
 	}
+	if err := a.permitAll(t, now, s); err != nil {
+		return nil, err
+	}
 	p := &plan{key: now.key, engine: t.Engine, before: owned.Chain{NextID: firstID}}
 	attaches := t.edit != nil || slices.ContainsFunc(t.Changes, func(c Change) bool { return c.Op == owned.Add })
 	switch {
@@ -254,7 +256,7 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		}
 		return p, nil
 	}
-	if err := a.mayRemove(t, p); err != nil {
+	if err := a.mayRemove(t, p, s); err != nil {
 		return nil, err
 	}
 	changes := make([]owned.Change, len(t.Changes))
@@ -300,7 +302,7 @@ func inTheWay(h *xdp.Hook, now hookState, attaches bool) error {
 // mayRemove refuses to take out what another process holds and has not let go,
 // and to replace it even with Foreign: what comes in its place could only be
 // held here.
-func (a *Arbiter) mayRemove(t *Transaction, p *plan) error {
+func (a *Arbiter) mayRemove(t *Transaction, p *plan, s *sources) error {
 	for _, c := range t.Changes {
 		if c.Op != owned.Replace && (c.Op != owned.Remove || t.Foreign) {
 			continue
@@ -310,7 +312,7 @@ func (a *Arbiter) mayRemove(t *Transaction, p *plan) error {
 			continue
 		}
 		r := p.record(p.before.Members[at].ID)
-		if r.Owner.PID == os.Getpid() {
+		if r.Owner.Process == s.owner.Process {
 			continue
 		}
 		e := &xdp.Error{

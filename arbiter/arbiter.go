@@ -51,7 +51,8 @@ type Arbiter struct {
 	root    *bpffs.Root // nil where there is none yet
 	timeout time.Duration
 	log     func(msg string, args ...any)
-	lately  lately
+	lately  *lately
+	behalf  *Behalf // nil for its own process
 }
 
 // Options say where the state is.
@@ -94,7 +95,7 @@ func OpenReadOnly(o Options) (*Arbiter, error) {
 func Stateless(o Options) *Arbiter { return newArbiter(o, nil) }
 
 func newArbiter(o Options, root *bpffs.Root) *Arbiter {
-	a := &Arbiter{root: root, timeout: o.LockTimeout, log: o.Log}
+	a := &Arbiter{root: root, timeout: o.LockTimeout, log: o.Log, lately: &lately{}}
 	if a.timeout == 0 {
 		a.timeout = DefaultLockTimeout
 	}
@@ -141,7 +142,7 @@ func open(o Options, how func(string) (*bpffs.Root, error), inHostMounts func(fu
 
 // Close closes the state. It changes nothing.
 func (a *Arbiter) Close() error {
-	if a.root == nil {
+	if a.root == nil || a.behalf != nil {
 		return nil
 	}
 	return a.root.Close()

@@ -3,6 +3,7 @@ package arbiter
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -54,7 +55,7 @@ func (a *Arbiter) build(h *xdp.Hook, p *plan, s *sources) (*build, error) {
 	if err != nil {
 		return nil, err
 	}
-	engine := p.chooseEngine()
+	engine := p.chooseEngine(p.leased(a.behalf != nil, s))
 	if p.current().Engine == Live && engine != Live && engine != "" {
 		return nil, &owned.Error{
 			Op: opApply, Err: owned.ErrInvalid, Detail: fmt.Sprintf("the chain runs live, and a live one can't become %s", engine),
@@ -75,6 +76,9 @@ func (a *Arbiter) build(h *xdp.Hook, p *plan, s *sources) (*build, error) {
 		if !errors.Is(err, xdp.ErrNotSupported) && !errors.Is(err, object.ErrExtension) {
 			return b, err
 		}
+		if len(p.after.Members) == 1 && finalAlone(p.after.Members[0]) {
+			return a.buildSingle(p, members)
+		}
 		a.log("members are fused into one program, because the kernel can't replace functions", "why", err)
 		return a.buildFused(p, members)
 	}
@@ -83,8 +87,9 @@ func (a *Arbiter) build(h *xdp.Hook, p *plan, s *sources) (*build, error) {
 const anyEngine Engine = "any"
 
 // chooseEngine decides how the chain is to run, anyEngine where that is to be
-// tried, and nothing where nothing is left to run.
-func (p *plan) chooseEngine() Engine {
+// tried, and nothing where nothing is left to run. A member that is leased is live
+// where that can be, because then the kernel ends it with its holder.
+func (p *plan) chooseEngine(leased bool) Engine {
 	current := p.current()
 	switch {
 	case len(p.after.Members) == 0 && !p.after.Locked:
@@ -99,10 +104,22 @@ func (p *plan) chooseEngine() Engine {
 		// A chain that has come down to one member may grow again, and to
 		// change its engine would be another chance to fail.
 		return current.Engine
-	case len(p.after.Members) == 1 && finalAlone(p.after.Members[0]):
+	case len(p.after.Members) == 1 && finalAlone(p.after.Members[0]) && (!leased || current.Engine == Single):
 		return Single
 	}
 	return anyEngine
+}
+
+// leased tells whether the plan comes to members that are held by leases. fresh
+// tells that new ones would be.
+func (p *plan) leased(fresh bool, s *sources) bool {
+	return slices.ContainsFunc(p.after.Members, func(m owned.Member) bool {
+		if s.isFresh(p, m.ID) {
+			return fresh && m.Lifetime == owned.Held
+		}
+		is := p.found.current.find(m.ID)
+		return is != nil && is.Token != 0
+	})
 }
 
 // finalAlone tells whether the member does by itself what it does as the only one

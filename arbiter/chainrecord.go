@@ -77,6 +77,9 @@ type placed struct {
 	Frags      bool           `json:"frags,omitempty"`
 	// Ifindex is the device that the program is bound to, 0 for none.
 	Ifindex int `json:"ifindex,omitempty"`
+	// Token is the id of a map that whoever holds the member has, see [Lease]; 0
+	// where it is not leased.
+	Token uint32 `json:"token,omitempty"`
 	// ProgramID is the member's own program, 0 where it is part of a fused one.
 	ProgramID uint32 `json:"program_id,omitempty"`
 	// Slot and LinkID are of the live engine.
@@ -97,6 +100,7 @@ type memberRecord struct {
 	Digest  string `json:"digest"`
 	// Variables are the assignments that were made before.
 	Variables []string `json:"variables,omitempty"`
+	Cost
 }
 
 // chainHeader is the element that is read first.
@@ -229,7 +233,7 @@ func (a *Arbiter) createChainRecord(path, iface string) (*chainRecord, error) {
 	defer m.Close()
 	r := &chainRecord{
 		path: path, header: chainHeader{Version: chainVersion, Interface: iface},
-		current: arrangement{NextID: firstID}, lately: &a.lately,
+		current: arrangement{NextID: firstID}, lately: a.lately,
 	}
 	if err := errors.Join(putElement(m, keyCurrent, r.current), putElement(m, keyHeader, r.header)); err != nil {
 		return nil, err
@@ -259,7 +263,7 @@ func (a *Arbiter) readChainRecord(path string) (*chainRecord, error) {
 		return nil, err
 	}
 	defer m.Close()
-	r := &chainRecord{path: path, lately: &a.lately}
+	r := &chainRecord{path: path, lately: a.lately}
 	if err := getElement(m, keyHeader, &r.header); err != nil {
 		return nil, err
 	}
@@ -448,7 +452,7 @@ func (r *chainRecord) dead() string {
 		return "it was detached"
 	case r.current.ProgramID == 0:
 		return "it was never attached"
-	case r.current.permanent():
+	case r.current.pinned():
 		return "its link is no longer pinned"
 	}
 	return "the processes that held it have ended"
@@ -494,6 +498,7 @@ func arrange(c owned.Chain, sources []*source) arrangement {
 		a.Members = append(a.Members, placed{
 			ID: m.ID, Name: m.Name, Lifetime: m.Lifetime, Priority: m.Priority, ProceedOn: actions(m.ProceedOn),
 			Generation: m.Generation, Frags: sources[i].frags, Ifindex: sources[i].options.Ifindex,
+			Token: sources[i].token,
 		})
 	}
 	return a
@@ -503,6 +508,12 @@ func arrange(c owned.Chain, sources []*source) arrangement {
 // members.
 func (a *arrangement) permanent() bool {
 	return a.Locked || slices.ContainsFunc(a.Members, func(m placed) bool { return m.Lifetime == owned.Permanent })
+}
+
+// pinned tells whether the hook's link has to be: held by leases alone, nobody but
+// the pin has it.
+func (a *arrangement) pinned() bool {
+	return a.permanent() || slices.ContainsFunc(a.Members, func(m placed) bool { return m.Token != 0 })
 }
 
 // find returns the member of that id, nil where there is none.

@@ -39,7 +39,7 @@ func (a *Arbiter) Attach(ctx context.Context, r AttachRequest) (Acknowledge, err
 		return nil, err
 	}
 	defer l.unlock()
-	c, err := newChange(opAttach, r.Program)
+	c, err := a.newChange(opAttach, r.Program)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +110,7 @@ func (a *Arbiter) Replace(ctx context.Context, r ReplaceRequest) (Acknowledge, e
 		return nil, err
 	}
 	defer l.unlock()
-	c, err := newChange(opReplace, r.Program)
+	c, err := a.newChange(opReplace, r.Program)
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +238,7 @@ func (a *Arbiter) Detach(ctx context.Context, r DetachRequest) (Acknowledge, err
 }
 
 func (a *Arbiter) detach(l locked, e *entry, h *xdp.Hook, at *xdp.Attachment) (Acknowledge, error) {
-	owner, err := self()
+	owner, err := a.who()
 	if err != nil {
 		return nil, err
 	}
@@ -300,8 +300,8 @@ type change struct {
 	digest  string
 }
 
-func newChange(op string, p *object.Loaded) (change, error) {
-	owner, err := self()
+func (a *Arbiter) newChange(op string, p *object.Loaded) (change, error) {
+	owner, err := a.who()
 	if err != nil {
 		return change{}, err
 	}

@@ -52,27 +52,33 @@ type execution struct {
 	record  *chainRecord
 	// links are the members' new links that belong to nobody yet.
 	links map[uint32]kernel.FD
-	held  []*HeldMember
+	// tokens are those of new leases.
+	tokens map[uint32]*os.File
+	held   []Handle
+	leases []*Lease
 }
 
 // execute makes the change, or leaves all as it was.
 //
 // Killed anywhere it leaves what settleChain completes, or undoes: the record
 // says what was and what is to come, and the kernel which of both runs.
-func (a *Arbiter) execute(l locked, now hookState, t *Transaction, p *plan, b *build, s *sources) ([]*HeldMember, error) {
+func (a *Arbiter) execute(l locked, now hookState, t *Transaction, p *plan, b *build, s *sources, applied *Applied) error {
 	x := &execution{
 		Arbiter: a, l: l, hook: t.Hook, plan: p, build: b, sources: s, adopt: t.adopt,
-		key: now.key, links: map[uint32]kernel.FD{},
+		key: now.key, links: map[uint32]kernel.FD{}, tokens: map[uint32]*os.File{},
 	}
 	defer func() {
 		for _, fd := range x.links {
 			fd.Close()
 		}
+		for _, f := range x.tokens {
+			f.Close()
+		}
 	}()
 	first := now.entry == nil
 	if first {
 		if err := x.create(); err != nil {
-			return nil, errors.Join(err, x.discard())
+			return errors.Join(err, x.discard())
 		}
 	} else {
 		x.record = now.entry.chain
@@ -90,9 +96,13 @@ func (a *Arbiter) execute(l locked, now hookState, t *Transaction, p *plan, b *b
 		for _, m := range x.held {
 			err = errors.Join(err, m.Close())
 		}
-		return nil, errors.Join(held(err, now.entry), undo())
+		for _, lease := range x.leases {
+			err = errors.Join(err, lease.Close())
+		}
+		return errors.Join(held(err, now.entry), undo())
 	}
-	return x.held, nil
+	applied.Held, applied.Leases = x.held, x.leases
+	return nil
 }
 
 // create makes the directory of a hook that had nothing.
@@ -117,6 +127,9 @@ func (x *execution) run() error {
 	}
 	if x.next.Locked && !x.record.current.Locked {
 		x.record.header.Locker = &memberRecord{Owner: x.sources.owner, Since: time.Now().Round(time.Second)}
+	}
+	if err := x.makeTokens(); err != nil {
+		return err
 	}
 	if err := x.record.begin(x.l, x.sources.request(), x.next, fresh); err != nil {
 		return err
@@ -152,6 +165,22 @@ func (x *execution) run() error {
 	return x.finish()
 }
 
+// makeTokens makes those of the members that are to be leased.
+func (x *execution) makeTokens() error {
+	for i := range x.next.Members {
+		m := &x.next.Members[i]
+		if x.behalf == nil || !x.mine(*m) {
+			continue
+		}
+		token, id, err := newToken()
+		if err != nil {
+			return err
+		}
+		m.Token, x.tokens[m.ID] = id, token
+	}
+	return nil
+}
+
 // openRoot opens the hook's link, nil where there is none yet.
 func (x *execution) openRoot() (*xdp.Link, error) {
 	if x.record.header.LinkID == 0 {
@@ -166,7 +195,7 @@ func (x *execution) openRoot() (*xdp.Link, error) {
 
 // keepRoot pins the hook's link where what is to run shall outlive its holders.
 func (x *execution) keepRoot(root *xdp.Link) error {
-	if !x.next.permanent() {
+	if !x.next.pinned() {
 		return nil
 	}
 	err := root.Persist(x.path(linkPin))
@@ -197,7 +226,7 @@ func (x *execution) fillSlots() error {
 		}
 		m.LinkID = link.ID
 		if x.mine(*m) {
-			continue // this process holds it, and nothing else shall
+			continue // its holder gets it, and nothing else shall have it
 		}
 		if err := kernel.Pin(fd, x.path(memberDir(m.ID), linkPinName(x.next.ProgramID, m.Slot))); err != nil {
 			return fmt.Errorf("pin the link of member %q: %w", m.Name, err)
@@ -223,8 +252,8 @@ func attachSlot(d *live.Dispatcher, slot live.Slot, p *ebpf.Program) (kernel.FD,
 	}
 }
 
-// mine tells whether the member is one that this change adds, and this process
-// is to hold.
+// mine tells whether the member is one that this change adds, and whoever asks is
+// to hold.
 func (x *execution) mine(m placed) bool {
 	return m.Lifetime == owned.Held && x.sources.isFresh(x.plan, m.ID)
 }
@@ -300,11 +329,19 @@ func (x *execution) attachRoot() (*xdp.Link, error) {
 	return root, nil
 }
 
-// hand gives this process what it is to hold.
+// hand gives whoever asks what it is to hold.
 func (x *execution) hand(root *xdp.Link) error {
 	for i, id := range x.plan.ids { // in the order of the changes
 		m := x.next.find(id)
 		if x.sources.changes[i] == nil || m == nil || !x.mine(*m) {
+			continue
+		}
+		if x.behalf != nil {
+			lease, err := x.lease(*m, x.sources.fresh(x.plan)[id].prepared.Maps)
+			if err != nil {
+				return err
+			}
+			x.leases = append(x.leases, lease)
 			continue
 		}
 		fd, err := kernel.FD(root.FD()).Dup()
@@ -356,7 +393,7 @@ func (x *execution) drops(before arrangement) bool {
 			return true
 		}
 	}
-	return before.permanent() && !x.next.permanent()
+	return before.pinned() && !x.next.pinned()
 }
 
 // leaves tells whether packets may still be under way in a slot that the change
@@ -422,7 +459,7 @@ func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error
 
 // keepSettled pins the link of a hook that its second pin alone has kept so far.
 func (a *Arbiter) keepSettled(key string, r *chainRecord) error {
-	if r.header.PersistAs == "" || !r.next.permanent() || r.next.ProgramID == 0 {
+	if r.header.PersistAs == "" || !r.next.pinned() || r.next.ProgramID == 0 {
 		return nil
 	}
 	root, err := xdp.OpenID(r.header.LinkID)
@@ -493,7 +530,7 @@ func (a *Arbiter) sweep(_ locked, key string, r *chainRecord, drain bool) error 
 			return err
 		}
 	}
-	if !r.current.permanent() {
+	if !r.current.pinned() {
 		return remove(a.root.Path(key, linkPin))
 	}
 	return nil
@@ -552,6 +589,12 @@ func (a *Arbiter) deadMembers(key string, r *chainRecord) map[uint32]bool {
 	dead := map[uint32]bool{}
 	for _, m := range r.current.Members {
 		if m.Lifetime != owned.Held {
+			continue
+		}
+		if m.Token != 0 {
+			if a.leaseEnded(key, r, m) {
+				dead[m.ID] = true
+			}
 			continue
 		}
 		if r.current.Engine == Live {

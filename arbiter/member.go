@@ -7,12 +7,34 @@ import (
 	"os"
 	"sync"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
+
+// Handle is a member of a chain that lives as long as it is held.
+type Handle interface {
+	// Name is the member's.
+	Name() string
+	// Maps are the member's maps, by their names in its object. They are the
+	// handle's, and closed with it.
+	Maps() map[string]*ebpf.Map
+	// Done is closed when the member has ended without Close: somebody took it
+	// out of the chain, or its interface is gone. Err says which, and is nil
+	// before.
+	Done() <-chan struct{}
+	Err() error
+	// Remove takes the member out of the chain of its hook, so that nothing is
+	// left of it; Close only lets go. It is no error if somebody else has taken
+	// it out.
+	Remove(ctx context.Context, h *xdp.Hook) error
+	// Close gives the member up.
+	Close() error
+}
 
 // HeldMember is a member of a chain that lives as long as this process holds it.
 // Nothing but Close, or the process's end, gives it up. When the chain has to
@@ -26,7 +48,7 @@ type HeldMember struct {
 	id    uint32
 	name  string
 	// keep is what has to stay open besides: the program arrays.
-	keep interface{ Close() error }
+	keep *object.Prepared
 	// watch is an inotify descriptor on the member's directory. stop is the pipe
 	// that ends the goroutine which looks at it, cancel ends its waiting for the
 	// lock, and stopped is closed when it has ended.
@@ -45,7 +67,7 @@ const noFD kernel.FD = -1
 
 // hold makes a handle of what a change has attached for this process. It owns
 // the descriptors from then on.
-func (a *Arbiter) hold(key string, id uint32, name string, root *xdp.Link, link kernel.FD, keep interface{ Close() error }) (*HeldMember, error) {
+func (a *Arbiter) hold(key string, id uint32, name string, root *xdp.Link, link kernel.FD, keep *object.Prepared) (*HeldMember, error) {
 	info, err := root.Info()
 	if err != nil {
 		return nil, err
@@ -83,6 +105,16 @@ func watchDir(path string) (*os.File, error) {
 
 // Name is the member's name.
 func (h *HeldMember) Name() string { return h.name }
+
+// Maps are the member's maps, by their names in its object.
+func (h *HeldMember) Maps() map[string]*ebpf.Map {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.keep == nil {
+		return nil
+	}
+	return h.keep.Maps
+}
 
 // Done is closed when the member has ended without Close: somebody took it out
 // of the chain, or its interface is gone. Err says which.

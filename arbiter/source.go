@@ -31,6 +31,9 @@ import (
 // transaction has to be planned anew.
 type sources struct {
 	owner Owner
+	// again tells that the process that asks may have asked before, because it is
+	// another that was killed.
+	again bool
 	// digest names what is asked for, and is empty where it can't be asked for
 	// again.
 	digest    string
@@ -51,8 +54,9 @@ type source struct {
 	record memberRecord
 	frags  bool
 	hook   *xdp.Hook
-	// held tells that a process holds the member.
-	held bool
+	// held tells that a process holds the member, and token by which lease.
+	held  bool
+	token uint32
 	// object and options say what is loaded. Of a member that is in the chain
 	// they are read from dir, with the maps that are pinned there.
 	object  *object.Object
@@ -69,8 +73,8 @@ type source struct {
 }
 
 // newSources reads what the changes want to be loaded. It loads nothing yet.
-func newSources(t *Transaction, owner Owner) (*sources, error) {
-	s := &sources{owner: owner, running: map[uint32]*source{}}
+func newSources(t *Transaction, owner Owner, again bool) (*sources, error) {
+	s := &sources{owner: owner, again: again, running: map[uint32]*source{}}
 	t.Changes = slices.Clone(t.Changes) // they are completed, and the caller's are not
 	type asked struct {
 		owned.Change
@@ -90,9 +94,13 @@ func newSources(t *Transaction, owner Owner) (*sources, error) {
 				return nil, err
 			}
 			*c = complete
+			cost, err := costOf(c.Object, loads.Program.Name)
+			if err != nil {
+				return nil, err
+			}
 			src = &source{name: c.Name, object: c.Object, options: c.Load, frags: loads.Program.Frags, hook: t.Hook, record: memberRecord{
 				Owner: owner, Since: time.Now().Round(time.Second),
-				Object: pathOf(c.Object), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(),
+				Object: pathOf(c.Object), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(), Cost: cost,
 			}}
 			if c.PersistAs != "" {
 				path, err := filepath.Abs(c.PersistAs) // it is removed from elsewhere
@@ -193,7 +201,7 @@ func (s *sources) request() request {
 // repeats tells whether the transaction is what a killed process did, under the
 // same user, and was not acknowledged.
 func (s *sources) repeats(r *request) bool {
-	return r != nil && s.digest != "" && !r.By.Alive() && r.UID == s.owner.UID && r.Digest == s.digest
+	return r != nil && s.digest != "" && (!r.By.Alive() || s.again && r.By == s.owner.Process) && r.UID == s.owner.UID && r.Digest == s.digest
 }
 
 // madeAt tells the same of the last change of the chain at a hook.
@@ -236,7 +244,7 @@ func (a *Arbiter) runningSource(h *xdp.Hook, p *plan, id uint32) *source {
 	m := p.found.current.find(id)
 	return &source{
 		name: m.Name, frags: m.Frags, options: object.LoadOptions{Ifindex: m.Ifindex}, hook: h,
-		found: p.found, id: id, dir: a.root.Path(p.key, memberDir(id)),
+		token: m.Token, found: p.found, id: id, dir: a.root.Path(p.key, memberDir(id)),
 	}
 }
 
@@ -454,7 +462,7 @@ func (s *sources) isFresh(p *plan, id uint32) bool { return s.fresh(p)[id] != ni
 
 // keep hands over what the holder of a member has to keep open: its maps, the
 // program arrays among them.
-func (s *sources) keep(p *plan, id uint32) interface{ Close() error } {
+func (s *sources) keep(p *plan, id uint32) *object.Prepared {
 	src := s.fresh(p)[id]
 	prepared := src.prepared
 	src.prepared = nil

@@ -121,7 +121,7 @@ func controlHere(directory string, out io.Writer) error {
 func growChain(c *clock, a *arbiter.Arbiter, hook *xdp.Hook, file string, lifetime owned.Lifetime) error {
 	ctx := context.Background()
 	var all []arbiter.Change
-	var held []*arbiter.HeldMember
+	var held []arbiter.Handle
 	defer func() {
 		for _, h := range held {
 			h.Close()

@@ -3,6 +3,7 @@ package holdfasttest
 import (
 	"context"
 	"fmt"
+	"github.com/cilium/ebpf"
 	"os"
 	"slices"
 	"sync"
@@ -338,7 +339,11 @@ type handle struct {
 	done   chan struct{}
 }
 
-func (h *handle) Name() string          { return h.name }
+func (h *handle) Name() string { return h.name }
+
+// Maps returns none: nothing is loaded.
+func (h *handle) Maps() map[string]*ebpf.Map { return nil }
+
 func (h *handle) Done() <-chan struct{} { return h.done }
 
 func (h *handle) Err() error {

@@ -31,6 +31,8 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
+	"math/bits"
 	"os"
 	"slices"
 	"strings"
@@ -276,6 +278,55 @@ func (c Choice) fits(p *ebpf.ProgramSpec) bool {
 	// Older objects have section names that say nothing of the type. Whoever
 	// picks such a program means it to be an XDP program.
 	return p.Type == ebpf.UnspecifiedProgram && c != Choice{}
+}
+
+// Cost is what the program of that name takes: instructions, with those of all
+// functions that it calls, and the bytes that the elements of its maps take when
+// all of them are there. The kernel may need more, for itself.
+func (o *Object) Cost(program string) (instructions int, mapMemory uint64, err error) {
+	chosen, err := o.choose(Choice{Name: program})
+	if err != nil {
+		return 0, 0, err
+	}
+	_, needs, err := o.extract(chosen, LoadOptions{})
+	if err != nil {
+		return 0, 0, err
+	}
+	instructions = len(chosen.Instructions)
+	for _, p := range needs.Programs {
+		instructions += len(p.Instructions)
+	}
+	cpus := uint64(1)
+	for _, m := range needs.Maps {
+		each := uint64(m.KeySize) + uint64(m.ValueSize)
+		if perCPU(m.Type) {
+			if cpus == 1 {
+				n, err := ebpf.PossibleCPU()
+				if err != nil {
+					return 0, 0, err
+				}
+				cpus = uint64(n)
+			}
+			each = uint64(m.KeySize) + uint64(m.ValueSize)*cpus
+		}
+		if m.Type == ebpf.RingBuf {
+			each = 1 // of which MaxEntries says how many bytes there are
+		}
+		high, bytes := bits.Mul64(each, uint64(max(m.MaxEntries, 1)))
+		if high != 0 || mapMemory+bytes < bytes {
+			return instructions, math.MaxUint64, nil
+		}
+		mapMemory += bytes
+	}
+	return instructions, mapMemory, nil
+}
+
+func perCPU(t ebpf.MapType) bool {
+	switch t {
+	case ebpf.PerCPUHash, ebpf.PerCPUArray, ebpf.LRUCPUHash, ebpf.PerCPUCGroupStorage:
+		return true
+	}
+	return false
 }
 
 // Program returns the one XDP program that the choice fits. If none does the

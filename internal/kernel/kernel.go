@@ -284,6 +284,36 @@ func links[T any](read func(FD) (T, error), other error) ([]T, error) {
 	}
 }
 
+// IsMap tells whether the descriptor is a map, see [IsLink].
+func IsMap(fd FD) bool {
+	kind, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	return err == nil && kind == "anon_inode:bpf-map"
+}
+
+// ErrNotMap says that a descriptor is no map.
+var ErrNotMap = errors.New("not a map")
+
+// MapID reads the id of a map, or returns ErrNotMap.
+func MapID(fd FD) (uint32, error) {
+	if !IsMap(fd) {
+		return 0, ErrNotMap
+	}
+	var raw struct{ typ, id uint32 } // the beginning of struct bpf_map_info
+	err := objInfo(int(fd), unsafe.Pointer(&raw), unsafe.Sizeof(raw))
+	return raw.id, err
+}
+
+// MapExists tells whether anybody has the map of that id. Unlike opening it, that
+// does not prolong its life. It needs CAP_SYS_ADMIN.
+func MapExists(id uint32) (bool, error) {
+	attr := idAttr{id: id - 1}
+	_, err := bpf(unix.BPF_MAP_GET_NEXT_ID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return attr.nextID == id, err
+}
+
 // MapMemory maps the value of an array of one element, made with
 // BPF_F_MMAPABLE, into memory, for reading and writing. What is stored there is
 // what programs read. It stays mapped, and the map alive, until UnmapMemory.

@@ -17,13 +17,17 @@ func Open(o arbiter.Options) (Arbiter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &embedded{a}, nil
+	return With(a), nil
 }
 
-// embedded is the arbiter in this process.
-type embedded struct{ arbiter *arbiter.Arbiter }
+// With makes an arbiter of a service: one of this process, or the daemon's client.
+// Closing it closes the service.
+func With(s arbiter.Service) Arbiter { return &service{s} }
 
-func (e *embedded) Close() error { return e.arbiter.Close() }
+// service is the arbiter that a service makes.
+type service struct{ arbiter arbiter.Service }
+
+func (e *service) Close() error { return e.arbiter.Close() }
 
 // at calls f with the hook.
 func at(h Hook, f func(*xdp.Hook) error) error {
@@ -39,7 +43,7 @@ func at(h Hook, f func(*xdp.Hook) error) error {
 	return f(hook)
 }
 
-func (e *embedded) Apply(ctx context.Context, t Transaction) (*Applied, error) {
+func (e *service) Apply(ctx context.Context, t Transaction) (*Applied, error) {
 	var result *Applied
 	err := at(t.Hook, func(h *xdp.Hook) error {
 		applied, err := e.arbiter.Apply(ctx, arbiter.Transaction{
@@ -50,7 +54,7 @@ func (e *embedded) Apply(ctx context.Context, t Transaction) (*Applied, error) {
 		}
 		result = &Applied{Before: applied.Before, After: applied.After, Diff: applied.Diff}
 		for _, m := range applied.Held {
-			result.Members = append(result.Members, &member{HeldMember: m, arbiter: e.arbiter, hook: t.Hook})
+			result.Members = append(result.Members, &member{Handle: m, hook: t.Hook})
 		}
 		return acknowledge(applied.Acknowledge)
 	})
@@ -64,7 +68,7 @@ func acknowledge(ack arbiter.Acknowledge) error {
 	return ack()
 }
 
-func (e *embedded) Chain(_ context.Context, h Hook) (owned.Chain, error) {
+func (e *service) Chain(_ context.Context, h Hook) (owned.Chain, error) {
 	var c owned.Chain
 	err := at(h, func(hook *xdp.Hook) (err error) {
 		c, err = e.arbiter.Chain(hook)
@@ -73,13 +77,13 @@ func (e *embedded) Chain(_ context.Context, h Hook) (owned.Chain, error) {
 	return c, err
 }
 
-func (e *embedded) Lock(ctx context.Context, h Hook) error { return e.change(ctx, h, e.arbiter.Lock) }
+func (e *service) Lock(ctx context.Context, h Hook) error { return e.change(ctx, h, e.arbiter.Lock) }
 
-func (e *embedded) Unlock(ctx context.Context, h Hook) error {
+func (e *service) Unlock(ctx context.Context, h Hook) error {
 	return e.change(ctx, h, e.arbiter.Unlock)
 }
 
-func (e *embedded) change(ctx context.Context, h Hook, f func(context.Context, *xdp.Hook) (arbiter.Acknowledge, error)) error {
+func (e *service) change(ctx context.Context, h Hook, f func(context.Context, *xdp.Hook) (arbiter.Acknowledge, error)) error {
 	return at(h, func(hook *xdp.Hook) error {
 		ack, err := f(ctx, hook)
 		if err != nil {
@@ -91,11 +95,10 @@ func (e *embedded) change(ctx context.Context, h Hook, f func(context.Context, *
 
 // member is a member that this process holds.
 type member struct {
-	*arbiter.HeldMember
-	arbiter *arbiter.Arbiter
-	hook    Hook
-	once    sync.Once
-	err     error
+	arbiter.Handle
+	hook Hook
+	once sync.Once
+	err  error
 }
 
 // Close takes the member out by a transaction, so that no trace of it is left,
@@ -106,7 +109,7 @@ func (m *member) Close() error {
 		if errors.Is(err, xdp.ErrNotFound) {
 			err = nil // the interface is gone, or has another name
 		}
-		m.err = errors.Join(err, m.HeldMember.Close())
+		m.err = errors.Join(err, m.Handle.Close())
 	})
 	return m.err
 }
