@@ -257,4 +257,3 @@ type MayReply struct {
 
 // Empty are no parameters.
 type Empty struct{}
-
