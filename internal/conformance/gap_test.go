@@ -54,8 +54,13 @@ func under(mode uint32, prepare func(*place, *xdp.Hook) error, replace func(p *p
 		})
 		f.AwaitSent(packetsBefore)
 		made := 0
-		// One gap is enough to show that there is one.
-		for made < replacements && (atomic || made%2 != 0 || f.Received() == 0) {
+		// One packet in a gap is enough to show that there is one, and it may
+		// take more than sixty until one gets there.
+		more := func() bool { return made < replacements }
+		if !atomic {
+			more = func() bool { return f.Running() && (made%2 != 0 || f.Received() == 0) }
+		}
+		for more() {
 			made++
 			if err := replace(p, hook, made); err != nil {
 				return err

@@ -23,8 +23,10 @@ import (
 // before it returns from sendto, and the next part of a dump when it is asked
 // to read one. Only one caller at a time may use it.
 type socket struct {
-	fd     int // -1 once closed
-	buffer []byte
+	fd int // -1 once closed
+	// toKernel is this socket's alone, because sending writes into it.
+	toKernel unix.SockaddrNetlink
+	buffer   []byte
 	// unread is a datagram that was received and is still to be looked at.
 	unread []byte
 }
@@ -40,7 +42,7 @@ func open(namespace int) (s *socket, port uint32, err error) {
 	if namespace >= 0 {
 		in = netns.At(namespace)
 	}
-	s = &socket{buffer: make([]byte, answerSize)}
+	s = &socket{buffer: make([]byte, answerSize), toKernel: unix.SockaddrNetlink{Family: unix.AF_NETLINK}}
 	err = in.Do(func() (err error) {
 		s.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 		return os.NewSyscallError("socket", err)
@@ -86,14 +88,12 @@ func (s *socket) Close() error {
 	return unix.Close(fd)
 }
 
-var toKernel = &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
-
 func (s *socket) send(b []byte) error {
 	if s.fd < 0 {
 		return os.ErrClosed
 	}
 	for {
-		err := unix.Sendto(s.fd, b, 0, toKernel)
+		err := unix.Sendto(s.fd, b, 0, &s.toKernel)
 		if err != unix.EINTR {
 			return os.NewSyscallError("sendto", err)
 		}

@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"sync"
 	"testing"
 
 	"github.com/mdlayher/netlink"
@@ -48,6 +49,26 @@ func TestPaddingAtTheEndOfADatagramMayBeMissing(t *testing.T) {
 	if err != nil || string(m.Data) != "abc" || len(rest) != 0 {
 		t.Fatalf("got %q, %d bytes left, error %v", m.Data, len(rest), err)
 	}
+}
+
+// The race detector sees whatever sockets share.
+func TestSocketsShareNothing(t *testing.T) {
+	var all sync.WaitGroup
+	for range 4 {
+		c, err := Dial(-1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		all.Go(func() {
+			for range 50 {
+				if _, err := c.Device("lo"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 func FuzzCut(f *testing.F) {
