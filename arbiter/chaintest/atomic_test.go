@@ -302,7 +302,7 @@ func TestEachPacketMeetsTheChainBeforeATransactionOrAfterIt(t *testing.T) {
 		if engine == arbiter.Fused && kerneltest.InMachine() {
 			// Each loads all members anew, which takes long there; the machine's
 			// own kernel makes them all.
-			rounds = 200
+			rounds = 100
 		}
 		t.Run(string(engine), func(t *testing.T) { testAtomic(t, engine, kerneltest.Rounds(rounds)) })
 	}

@@ -294,6 +294,7 @@ func TestATransactionThatIsKilledWasMadeWhollyOrNotAtAll(t *testing.T) {
 				var p *place
 				var r request
 				crash.Sweep{
+					Sample:     kerneltest.OneOfElsewhere(3),
 					BeforeOnly: kerneltest.InMachine(),
 					Setup: func(t *testing.T) crash.Command {
 						p = placeIn(t)

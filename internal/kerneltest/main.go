@@ -14,12 +14,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 	"testing"
 	"unsafe"
 
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/testbed"
+	"github.com/holdfast-bpf/holdfast/internal/vm"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,6 +93,28 @@ func HostRounds(full int) int {
 		return full / 4
 	}
 	return full
+}
+
+// Sample says which of many points in a row are taken: not the first Skip ones, and
+// then one, and not the next Between.
+type Sample struct{ Skip, Between int }
+
+// OneOf is every n-th point in a virtual machine, on each kernel beginning with
+// another one, and all on the machine's own kernel.
+func OneOf(n int) Sample {
+	if !InMachine() {
+		return Sample{}
+	}
+	return Sample{Skip: max(0, slices.Index(vm.Kernels(), Kernel())) % n, Between: n - 1}
+}
+
+// OneOfElsewhere is OneOf for what some machines' own kernels can't run: on 6.12 it
+// is all of them, as with [Rounds].
+func OneOfElsewhere(n int) Sample {
+	if Kernel() == "6.12" {
+		return Sample{}
+	}
+	return OneOf(n)
 }
 
 // Command is a process that runs one of the commands given to Main.

@@ -63,6 +63,7 @@ func TestTheCommandCanBeKilledAnywhereInAChangeOfAChain(t *testing.T) {
 				s.objects[name] = kerneltest.ObjectFile(t, name)
 			}
 			crash.Sweep{
+				Sample: kerneltest.OneOfElsewhere(3),
 				Setup: func(t *testing.T) crash.Command {
 					for _, c := range op.before {
 						s.runs(t, c)

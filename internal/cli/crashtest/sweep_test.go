@@ -114,7 +114,7 @@ func sweepAll(t *testing.T, f floor, operations []operation) {
 			var from uint32 // the program that was attached before
 			var r request
 			crash.Sweep{
-				BeforeOnly: f != byXDP && kerneltest.InMachine(),
+				BeforeOnly: f != byXDP && kerneltest.InMachine(), Sample: kerneltest.OneOf(3),
 				Setup: func(t *testing.T) crash.Command {
 					if op.defaultState {
 						removeDefaultState(t)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 )
 
 // Sweep kills a command at every point that it has, before and after the call
@@ -21,6 +23,8 @@ type Sweep struct {
 	// that has an effect, they leave what the kill before the next one leaves,
 	// in half the time; what differs is only what the process itself has told.
 	BeforeOnly bool
+	// Sample leaves out points; its zero value leaves out none.
+	Sample kerneltest.Sample
 
 	// uncounted keeps the sweeps that test this package, and no operation of
 	// Holdfast, out of the number of points.
@@ -33,7 +37,7 @@ type Sweep struct {
 const slack = 8
 
 // Run runs the sweep, each kill as a subtest named after its point, and logs
-// the number of points. It calls Setup, the command and Check on the goroutine
+// the number of points killed at. It calls Setup, the command and Check on the goroutine
 // of the subtest, so that a Setup which locks it to its thread and enters
 // namespaces has the command run in them.
 //
@@ -60,8 +64,9 @@ func (s Sweep) Run(t *testing.T) {
 	if s.BeforeOnly {
 		sides = sides[:1]
 	}
+	kills := 0
 	ran := false // whether -run has let the last kill be made
-	for n, ended := 1, false; !ended; n++ {
+	for n, ended := 1+s.Sample.Skip, false; !ended; n += 1 + s.Sample.Between {
 		if n > points+slack {
 			if ran {
 				t.Errorf("the command made %d points undisturbed, and goes on after as many and %d more", points, slack)
@@ -77,6 +82,9 @@ func (s Sweep) Run(t *testing.T) {
 			ran = false
 			t.Run(name, func(t *testing.T) {
 				ran = true
+				if side == Before && n <= points {
+					kills++
+				}
 				run := s.one(t, func(c Command) (Run, error) {
 					c.Alone = c.Alone || alone
 					return Kill(c, n, side)
@@ -94,7 +102,7 @@ func (s Sweep) Run(t *testing.T) {
 		}
 	}
 	if !s.uncounted {
-		t.Logf("COUNT crash points %d", len(whole.Points))
+		t.Logf("COUNT crash points %d", kills)
 	}
 }
 
