@@ -53,15 +53,16 @@ type Intent struct {
 	// Member is the name of the member that it is about, with what it would be.
 	Member   string
 	Lifetime Lifetime
-	// Priority is nil where it is left as it is, or follows from the members
-	// that it is to run before or after.
+	// Priority is nil where it is left as it is. Beside tells that it follows from
+	// another member's, before or after which the member is to run.
 	Priority  *uint32
+	Beside    bool
 	Exclusive bool
 	// Owner is whose the member is, or the lock, that the change is about; nil of
 	// a new one.
 	Owner *Owner
-	// Digest is of the object that would be loaded, see [object.Loaded], and Cost
-	// what it takes; both are zero where nothing is loaded.
+	// Digest is of the file that would be loaded, see [object.Object.FileDigest],
+	// and Cost what it takes; both are zero where nothing is loaded.
 	Digest string
 	Cost   Cost
 }
@@ -114,18 +115,15 @@ func (a *Arbiter) permitAll(t *Transaction, now hookState, s *sources) error {
 		return a.permit(i)
 	}
 	for n, c := range t.Changes {
-		i := Intent{Verb: verbOf(c.Op), Hook: t.Hook, Interface: t.Hook.Name(), Member: c.Name, Lifetime: c.Lifetime}
+		i := Intent{Verb: verbOf(c.Op), Hook: t.Hook, Interface: t.Hook.Name(), Member: c.Name, Lifetime: c.Lifetime, Priority: c.Priority, Beside: c.Before != "" || c.After != ""}
 		if t.adopt != nil {
 			i.Verb = VerbAdopt
-		}
-		if c.Priority != nil {
-			i.Priority = c.Priority
 		}
 		if c.Exclusive != nil {
 			i.Exclusive = *c.Exclusive
 		}
 		if src := s.changes[n]; src != nil {
-			i.Digest, i.Cost = src.record.Digest, src.record.Cost
+			i.Digest, i.Cost = src.object.FileDigest(), src.record.Cost
 		}
 		if err := i.about(r); err != nil {
 			return err

@@ -26,6 +26,7 @@ import (
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -209,6 +210,13 @@ func (o *Object) Name() string { return o.name }
 // ELF returns the object's file, as it was read. Values that were set are not in
 // it. It must not be changed.
 func (o *Object) ELF() []byte { return o.elf }
+
+// FileDigest is the SHA-256 of the file, as sha256: and the digits that sha256sum
+// prints.
+func (o *Object) FileDigest() string {
+	sum := o.sum()
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
 
 // ProgramInfo describes one program of an object.
 type ProgramInfo struct {

@@ -26,16 +26,13 @@
 package declared
 
 import (
-	"cmp"
-	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/internal/yamlfile"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -94,10 +91,6 @@ func (m Member) Assignments() []string {
 	return s
 }
 
-// MaxSize is the size in bytes of the biggest file that is read, which is some
-// thousand members.
-const MaxSize = 256 << 10
-
 // Read reads the file at path. What is not there is an [os.ErrNotExist], and what
 // can't be understood an [*Error].
 func Read(path string) (*File, error) {
@@ -122,31 +115,7 @@ func Read(path string) (*File, error) {
 
 // ErrInvalid says that a file can't be understood, or a chain not be written as
 // one. It is wrapped by an [*Error].
-var ErrInvalid = errors.New("invalid declaration")
+var ErrInvalid = yamlfile.ErrInvalid
 
 // Error is what is wrong with a file.
-type Error struct {
-	// File is its name, and Line and Column say where, from 1. They are 0 where
-	// it is about the whole.
-	File         string
-	Line, Column int
-	// Detail is what is wrong, and Hint what to do about it.
-	Detail, Hint string
-}
-
-// Error is one sentence that begins as compilers begin theirs.
-func (e *Error) Error() string {
-	var b strings.Builder
-	b.WriteString(cmp.Or(e.File, "declaration"))
-	if e.Line > 0 {
-		fmt.Fprintf(&b, ":%d:%d", e.Line, e.Column)
-	}
-	b.WriteString(": " + e.Detail)
-	if e.Hint != "" {
-		b.WriteString("; " + e.Hint)
-	}
-	return b.String()
-}
-
-// Unwrap returns ErrInvalid.
-func (e *Error) Unwrap() error { return ErrInvalid }
+type Error = yamlfile.Error

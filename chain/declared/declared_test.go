@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/internal/yamlfile"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -110,7 +111,7 @@ func TestWhatIsWrongIsToldWithItsPlace(t *testing.T) {
 		"version: 2\nhooks: []\n":                                   "f:1:1: the file is of version 2; ",
 		strings.Repeat("[", 20):                                     "f:1:17: values are nested too deeply; ",
 		strings.Repeat("- ", 20) + "a":                              "f:1:33: values are nested too deeply; ",
-		strings.Repeat("#", MaxSize+1):                              "f: it is bigger than 256 KiB; ",
+		strings.Repeat("#", yamlfile.MaxSize+1):                     "f: it is bigger than 256 KiB; ",
 	} {
 		f, err := Decode("f", strings.NewReader(text))
 		var invalid *Error

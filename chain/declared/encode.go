@@ -44,7 +44,7 @@ func Encode(f *File) ([]byte, error) {
 		}
 	}
 	// Decode has all the rules there are.
-	read, err := decode(b.Bytes())
+	read, err := Decode("declaration", bytes.NewReader(b.Bytes()))
 	if err != nil {
 		return nil, &Error{Detail: "it can't be written as a file: " + err.Error(), Hint: "look at what it was made of"}
 	}

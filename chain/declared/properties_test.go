@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/internal/yamlfile"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -27,7 +28,7 @@ var drawActions = rapid.Custom(func(t *rapid.T) chain.Actions {
 // whatever texts else.
 var drawMembers = rapid.Custom(func(t *rapid.T) []Member {
 	names := rapid.OneOf(rapid.StringMatching(`[a-f]`), rapid.String().Filter(func(s string) bool { return owned.CheckName(s) == nil }))
-	path := rapid.OneOf(rapid.StringMatching(`[a-z]{1,8}\.o`), rapid.String().Filter(func(s string) bool { return notEmpty("")(s) == nil }))
+	path := rapid.OneOf(rapid.StringMatching(`[a-z]{1,8}\.o`), rapid.String().Filter(func(s string) bool { return yamlfile.NotEmpty("")(s) == nil }))
 	members := rapid.SliceOfNDistinct(rapid.Custom(func(t *rapid.T) Member {
 		m := Member{
 			Name: names.Draw(t, "name"), Object: path.Draw(t, "object"),
