@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 
 	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/internal/rtnl"
@@ -34,14 +35,29 @@ type Namespace struct {
 //
 // Errors: ErrNotFound, ErrPermission.
 func OpenNamespace(spec string) (*Namespace, error) {
-	ns, fd := netns.Ambient, -1
-	if spec != "" {
-		opened, err := netns.Open(spec)
-		if err != nil {
-			return nil, namespaceError(spec, err)
-		}
-		ns, fd = opened, opened.FD()
+	if spec == "" {
+		return newNamespace(netns.Ambient, -1)
 	}
+	ns, err := netns.Open(spec)
+	if err != nil {
+		return nil, namespaceError(spec, err)
+	}
+	return newNamespace(ns, ns.FD())
+}
+
+// NamespaceOf opens the network namespace that a descriptor is of, which stays the
+// caller's. Messages call it spec, and do not mention it where that is empty. The
+// errors are those of OpenNamespace.
+func NamespaceOf(f *os.File, spec string) (*Namespace, error) {
+	ns, err := netns.Of(f, spec)
+	if err != nil {
+		return nil, namespaceError(spec, err)
+	}
+	return newNamespace(ns, ns.FD())
+}
+
+func newNamespace(ns *netns.NS, fd int) (*Namespace, error) {
+	spec := ns.Spec()
 	conn, err := rtnl.Dial(fd)
 	if err != nil {
 		ns.Close()
@@ -68,6 +84,18 @@ func namespaceError(spec string, err error) error {
 	}
 	errors.As(err, &e.Errno)
 	return e
+}
+
+// File opens a descriptor of the namespace, which the caller closes.
+func (ns *Namespace) File() (*os.File, error) {
+	if fd := ns.ns.FD(); fd >= 0 {
+		own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, os.NewSyscallError("fcntl", err)
+		}
+		return os.NewFile(uintptr(own), "network namespace"), nil
+	}
+	return os.Open("/proc/thread-self/ns/net")
 }
 
 // Spec is what the namespace was opened by.

@@ -59,10 +59,37 @@ func Open(spec string) (*NS, error) {
 		}
 		return nil, fmt.Errorf("open network namespace %q: %w", spec, err)
 	}
+	return isNetwork(fd, spec, path)
+}
+
+// Of opens the namespace that a descriptor is of, which stays the caller's, and is
+// said to people as spec. Whatever else it is of is not touched: it may have come
+// from somebody else.
+func Of(f *os.File, spec string) (*NS, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	own := -1
+	var ownErr error
+	if err := raw.Control(func(fd uintptr) {
+		own, ownErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	}); err != nil {
+		return nil, err
+	}
+	if ownErr != nil {
+		return nil, os.NewSyscallError("fcntl", ownErr)
+	}
+	return isNetwork(own, spec, "the descriptor")
+}
+
+// isNetwork makes a namespace of a descriptor, if it is of a network namespace, and
+// closes it otherwise.
+func isNetwork(fd int, spec, what string) (*NS, error) {
 	// NS_GET_NSTYPE answers on namespaces only, and says which kind.
 	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
 		unix.Close(fd)
-		return nil, fmt.Errorf("%w: %s is not a network namespace", ErrNotExist, path)
+		return nil, fmt.Errorf("%w: %s is not a network namespace", ErrNotExist, what)
 	}
 	return &NS{fd: fd, spec: spec}, nil
 }
