@@ -263,7 +263,12 @@ type ChainState struct {
 	Engine            Engine
 	Generation        uint64
 	Locked            bool
-	Members           []MemberState
+	// Changing tells that the chain is being changed at the moment: its members are
+	// left out.
+	Changing bool
+	// Lost tells in what the hook is not as Holdfast has left it, empty where it is.
+	Lost    string
+	Members []MemberState
 }
 
 // MemberState is what is recorded of a member.
@@ -276,8 +281,7 @@ type MemberState struct {
 	Leased, Waits, Ended bool
 }
 
-// Chains reads what is recorded of all owned hooks. It takes no lock, and leaves
-// out what is being changed at the moment.
+// Chains reads what is recorded of all owned hooks. It takes no lock.
 func (a *Arbiter) Chains() ([]ChainState, error) {
 	entries, err := a.read()
 	if err != nil {
@@ -285,13 +289,18 @@ func (a *Arbiter) Chains() ([]ChainState, error) {
 	}
 	var all []ChainState
 	for _, e := range entries {
-		if e.err != nil || e.chain == nil || e.chain.header.Pending != nil {
+		if e.err != nil || e.chain == nil {
 			continue
 		}
 		r := e.chain
+		if r.header.Pending != nil {
+			all = append(all, ChainState{Entry: e.key, Interface: r.header.Interface, Changing: true})
+			continue
+		}
 		s := ChainState{
 			Entry: e.key, Interface: r.header.Interface, LinkID: r.header.LinkID, ProgramID: r.current.ProgramID,
 			Engine: r.current.Engine, Generation: r.current.Generation, Locked: r.current.Locked,
+			Lost: a.lost(e),
 		}
 		dead := a.deadMembers(e.key, r)
 		for _, m := range r.current.Members {
@@ -304,6 +313,51 @@ func (a *Arbiter) Chains() ([]ChainState, error) {
 		all = append(all, s)
 	}
 	return all, nil
+}
+
+// lost tells in what an owned hook is not as the record says.
+func (a *Arbiter) lost(e *entry) string {
+	runs := e.chain.current
+	switch {
+	case runs.ProgramID == 0:
+		return ""
+	case e.link == nil || e.link.Defunct():
+		return e.dead(nil)
+	case e.link.ProgramID != runs.ProgramID:
+		return fmt.Sprintf("somebody put program %d in place of program %d", e.link.ProgramID, runs.ProgramID)
+	case runs.pinned() && !exists(a.root.Path(e.key, linkPin)):
+		return "the pin of its link is missing"
+	}
+	return ""
+}
+
+// Found is what is at the hook of an entry now.
+type Found struct {
+	// Interface tells that the interface is there, and At is what is attached to it,
+	// nil where nothing is.
+	Interface bool
+	At        *xdp.Attachment
+}
+
+// Find looks at the hook of an entry. The error is xdp.ErrNotFound where its network
+// namespace can't be found from here.
+func (a *Arbiter) Find(entry string) (Found, error) {
+	var found Found
+	err := a.atHookOf(entry, func(h *xdp.Hook) error {
+		if h == nil {
+			return nil
+		}
+		s, err := h.Query()
+		found = Found{Interface: true}
+		if err == nil {
+			found.At = s.At(h.Mode())
+		}
+		return err
+	})
+	if errors.Is(err, errElsewhere) {
+		err = &xdp.Error{Op: "find", Hook: entry, Err: xdp.ErrNotFound, Detail: "its network namespace can't be found"}
+	}
+	return found, err
 }
 
 // Waiting opens the link that waits for the holder of a lease to take it over, nil

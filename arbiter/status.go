@@ -305,39 +305,47 @@ func (a *Arbiter) collect(ctx context.Context, dryRun bool) (stale []Stale, chai
 // forgetDead takes the members out of a chain whose holders have ended, if its
 // hook can be found from here.
 func (a *Arbiter) forgetDead(ctx context.Context, key string) error {
+	err := a.atHookOf(key, func(h *xdp.Hook) error {
+		if h == nil {
+			return nil // gone since
+		}
+		applied, err := a.Apply(ctx, Transaction{Hook: h})
+		if err != nil || applied.Acknowledge == nil {
+			return err
+		}
+		return applied.Acknowledge()
+	})
+	if errors.Is(err, errElsewhere) {
+		return nil
+	}
+	return err
+}
+
+// atHookOf calls f with the hook of an entry, nil where its interface is gone. The
+// error is errElsewhere where its network namespace can't be found from here.
+func (a *Arbiter) atHookOf(key string, f func(*xdp.Hook) error) error {
 	found, err := netns.All()
 	if err != nil {
 		return err
 	}
-	for _, f := range found {
-		ns, err := xdp.OpenNamespace(f.Spec)
+	for _, in := range found {
+		ns, err := xdp.OpenNamespace(in.Spec)
 		if err != nil {
 			continue // gone since, or not to be entered
 		}
-		err = func() error {
-			defer ns.Close()
-			index, mode, ok := hookOfKey(key, ns.ID())
-			if !ok {
-				return errElsewhere
-			}
-			h, err := ns.HookAt(index, mode)
-			if errors.Is(err, xdp.ErrNotFound) {
-				return nil // gone since
-			}
-			if err != nil {
-				return err
-			}
-			applied, err := a.Apply(ctx, Transaction{Hook: h})
-			if err != nil || applied.Acknowledge == nil {
-				return err
-			}
-			return applied.Acknowledge()
-		}()
-		if !errors.Is(err, errElsewhere) {
+		index, mode, ok := hookOfKey(key, ns.ID())
+		if !ok {
+			ns.Close()
+			continue
+		}
+		defer ns.Close()
+		h, err := ns.HookAt(index, mode)
+		if err != nil && !errors.Is(err, xdp.ErrNotFound) {
 			return err
 		}
+		return f(h)
 	}
-	return nil
+	return errElsewhere
 }
 
 var errElsewhere = errors.New("the hook is in another namespace")

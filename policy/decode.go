@@ -129,7 +129,7 @@ func (m *Match) decode(n ast.Node) error {
 func (a *Allow) decode(n ast.Node) error {
 	return yamlfile.Mapping(n, "allow", yamlfile.Fields{
 		"verbs":     required(choices("verbs", &a.Verbs, Verbs...)),
-		"modes":     optional(choices("modes", &a.Modes, xdp.Native, xdp.Generic, xdp.Offload, xdp.Auto)),
+		"modes":     optional(choices("modes", &a.Modes, xdp.Native, xdp.Generic, xdp.Offload)),
 		"lifetimes": optional(choices("lifetimes", &a.Lifetimes, owned.Held, owned.Permanent)),
 		"priority": optional(func(n ast.Node) error {
 			r, err := decodeRange(n)

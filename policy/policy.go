@@ -99,9 +99,9 @@ type Request struct {
 	ObjectSize   int
 	Instructions int
 	MapMemory    uint64
-	// Members and Memory are what the user has already.
-	Members int
-	Memory  uint64
+	// Usage tells how many members the user has already, and how much memory their
+	// maps take in bytes. It is asked where a rule has a quota of them.
+	Usage func() (members int, memory uint64)
 }
 
 // Policy is a list of rules.
@@ -279,7 +279,7 @@ func (a *Allow) refuses(r Request) string {
 		return "it belongs to somebody else"
 	case r.Verb == Claim, r.Verb == Reload, r.Verb == Detach:
 		return "" // which take nothing
-	case len(a.Modes) > 0 && !slices.Contains(a.Modes, r.Mode):
+	case len(a.Modes) > 0 && !a.hasMode(r.Mode):
 		return fmt.Sprintf("the mode is %s, and it allows %s", r.Mode, words(a.Modes))
 	case (r.Verb == Lock || r.Verb == Unlock):
 		return ""
@@ -299,6 +299,15 @@ func (a *Allow) refuses(r Request) string {
 	return a.Quota.refuses(r, placed)
 }
 
+// hasMode tells whether the mode is allowed. Auto comes to be native or generic, and so
+// both must be.
+func (a *Allow) hasMode(m xdp.Mode) bool {
+	if m == xdp.Auto {
+		return slices.Contains(a.Modes, xdp.Native) && slices.Contains(a.Modes, xdp.Generic)
+	}
+	return slices.Contains(a.Modes, m)
+}
+
 func (q *Quota) refuses(r Request, placed bool) string {
 	more := func(what string, n uint64, most *uint64) string {
 		if most == nil || n <= *most {
@@ -306,21 +315,34 @@ func (q *Quota) refuses(r Request, placed bool) string {
 		}
 		return fmt.Sprintf("%s would be %d, and %d is the most", what, n, *most)
 	}
-	members := uint64(max(r.Members, 0))
-	if placed {
-		members++
-	}
-	for _, s := range []string{
+	own := []string{
 		more("the object's size", uint64(max(r.ObjectSize, 0)), q.ObjectSize),
 		more("the number of instructions", uint64(max(r.Instructions, 0)), q.Instructions),
-		more("the number of members of this user", members, q.Members),
-		more("the memory of all maps of this user", saturated(r.Memory, r.MapMemory), q.MapMemory),
-	} {
+	}
+	if q.counts() && r.Usage != nil {
+		members, memory := r.Usage()
+		if placed {
+			members++
+		}
+		own = append(own,
+			more("the number of members of this user", uint64(max(members, 0)), q.Members),
+			more("the memory of all maps of this user", saturated(memory, r.MapMemory), q.MapMemory))
+	}
+	for _, s := range own {
 		if s != "" {
 			return s
 		}
 	}
 	return ""
+}
+
+// counts tells whether the quota is of all that a user has.
+func (q *Quota) counts() bool { return q.Members != nil || q.MapMemory != nil }
+
+// Counts tells whether a rule has a quota of all that a user has, so that two requests
+// of one at once could go beyond it.
+func (p *Policy) Counts() bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.Allow != nil && r.Allow.Quota.counts() })
 }
 
 func saturated(a, b uint64) uint64 {

@@ -60,8 +60,12 @@ func edge() (Subject, Request) {
 			UID: 1000, GID: 5, Groups: []int{6, 7}, Unit: "ddos-eth0.service", Cgroup: "/edge.slice/ddos-eth0.service", Exe: "/usr/bin/ddos",
 		}, Request{
 			Verb: Attach, Interface: "eth0", OwnNetns: true, Mode: xdp.Native, Lifetime: owned.Held, Priority: priority(15),
-			Digest: digestOfA, ObjectSize: 5000, Instructions: 100, MapMemory: 400, Members: 1, Memory: 600,
+			Digest: digestOfA, ObjectSize: 5000, Instructions: 100, MapMemory: 400, Usage: has(1, 600),
 		}
+}
+
+func has(members int, memory uint64) func() (int, uint64) {
+	return func() (int, uint64) { return members, memory }
 }
 
 func priority(n uint32) *uint32 { return &n }
@@ -89,6 +93,7 @@ func TestTheFirstRuleThatMatchesDecides(t *testing.T) {
 		"lo, by nobody knows what":  {func(s *Subject, r *Request) { r.Interface, s.Exe = "lo", "" }, "denies it", "nobody touches lo"},
 		"another verb":              {func(_ *Subject, r *Request) { r.Verb = Detach }, "it allows attach, replace, set, lock", "edge"},
 		"another mode":              {func(_ *Subject, r *Request) { r.Mode = xdp.Generic }, "the mode is generic", "edge"},
+		"no mode":                  {func(_ *Subject, r *Request) { r.Mode = xdp.Auto }, "the mode is auto", "edge"},
 		"permanent":                 {func(_ *Subject, r *Request) { r.Lifetime = owned.Permanent }, "would be permanent", "edge"},
 		"too early":                 {func(_ *Subject, r *Request) { r.Priority = priority(9) }, "the priority is 9", "edge"},
 		"beside":                    {func(_ *Subject, r *Request) { r.Priority, r.Beside = nil, true }, "must have a priority", "edge"},
@@ -99,8 +104,8 @@ func TestTheFirstRuleThatMatchesDecides(t *testing.T) {
 		"another object":            {func(_ *Subject, r *Request) { r.Digest = "sha256:b" }, "none of those", "edge"},
 		"too large":                 {func(_ *Subject, r *Request) { r.ObjectSize++ }, "the object's size would be 5001, and 5000 is the most", "edge"},
 		"too many instructions":     {func(_ *Subject, r *Request) { r.Instructions++ }, "instructions", "edge"},
-		"too many members":          {func(_ *Subject, r *Request) { r.Members++ }, "members of this user would be 3", "edge"},
-		"replaced at the limit":     {func(_ *Subject, r *Request) { r.Verb, r.Members, r.MapMemory = Replace, 2, 0 }, "", "edge"},
+		"too many members":          {func(_ *Subject, r *Request) { r.Usage = has(2, 0) }, "members of this user would be 3", "edge"},
+		"replaced at the limit":     {func(_ *Subject, r *Request) { r.Verb, r.Usage, r.MapMemory = Replace, has(2, 0), 0 }, "", "edge"},
 		"too much memory":           {func(_ *Subject, r *Request) { r.MapMemory++ }, "1001", "edge"},
 		"more memory than there is": {func(_ *Subject, r *Request) { r.MapMemory = ^uint64(0) }, "18446744073709551615", "edge"},
 		"lock": {func(_ *Subject, r *Request) {

@@ -8,6 +8,7 @@
 //	  mode: native              # optional: auto, native, generic or offload
 //	  engine: auto              # optional: auto, live or fused
 //	  exclusive: false          # optional: the only member has the hook to itself
+//	  drift: restore            # optional: what the daemon does about it, or leave
 //	  members:                  # in the order that they run in; [] for none
 //	  - name: ddos
 //	    object: xdp/ddos.o      # a relative path begins where the file is
@@ -51,9 +52,21 @@ type Hook struct {
 	// Engine is how the chain is to run: Auto, Live or Fused.
 	Engine    Engine
 	Exclusive bool
+	// Drift says what the daemon does where the chain has come to be another, or has
+	// gone: Restore where it is empty.
+	Drift Drift
 	// Members are in the order that they run in.
 	Members []Member
 }
+
+// Drift is what is done about it.
+type Drift string
+
+// What is done about drift: the chain is made as declared again, or it is only told.
+const (
+	Restore Drift = "restore"
+	Leave   Drift = "leave"
+)
 
 // Engine is how a chain is to run.
 type Engine string

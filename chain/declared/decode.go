@@ -50,6 +50,7 @@ func decodeHook(n ast.Node, before []Hook) (Hook, error) {
 		"netns":     {yamlfile.Optional, yamlfile.Checked(&h.Namespace, yamlfile.NotEmpty("the namespace"))},
 		"mode":      {yamlfile.Optional, yamlfile.Choice(&h.Mode, xdp.Auto, xdp.Native, xdp.Generic, xdp.Offload)},
 		"engine":    {yamlfile.Optional, yamlfile.Choice(&h.Engine, Auto, Live, Fused)},
+		"drift":     {yamlfile.Optional, yamlfile.Choice(&h.Drift, Restore, Leave)},
 		"exclusive": {yamlfile.Optional, func(n ast.Node) error { return yamlfile.Boolean(n, &h.Exclusive) }},
 		"members":   {yamlfile.Required, func(n ast.Node) error { members = n; return decodeMembers(n) }},
 	}, func() error {

@@ -34,6 +34,9 @@ func Encode(f *File) ([]byte, error) {
 		if h.Exclusive {
 			b.WriteString("  exclusive: true\n")
 		}
+		if h.Drift != "" {
+			fmt.Fprintf(&b, "  drift: %s\n", h.Drift)
+		}
 		if len(h.Members) == 0 {
 			b.WriteString("  members: []\n")
 			continue

@@ -1,0 +1,207 @@
+// Package daemon is the host's arbiter for applications without privilege: they ask
+// over a socket, the administrator's policy decides, and what they hold ends with them.
+//
+// The daemon keeps nothing that the kernel does not know: killed at any moment it
+// leaves all that is attached as it is, and started again it finds all of it.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/internal/wire"
+	"github.com/holdfast-bpf/holdfast/policy"
+	"github.com/holdfast-bpf/holdfast/varlink"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// Config says what a daemon works with.
+type Config struct {
+	// Socket is the path that it listens at, wire.DefaultSocket where it is empty.
+	Socket string
+	// Listener is a socket that somebody else listens at for it, instead.
+	Listener *net.UnixListener
+	// Dir has the policy and what is declared, policy.Dir where it is empty.
+	Dir string
+	// State says where the state is.
+	State arbiter.Options
+	// Version is what it says that it is.
+	Version string
+	// Log is told what happens, with the same keys always: interface, netns, member,
+	// owner, uid, pid, error.
+	Log *slog.Logger
+	// Ready, if there is one, is called once the daemon answers.
+	Ready func()
+}
+
+// Daemon is a daemon that runs.
+type Daemon struct {
+	config   Config
+	log      *slog.Logger
+	arbiter  *arbiter.Arbiter
+	policy   atomic.Pointer[policy.Policy]
+	events   *history
+	leases   leases
+	users    users
+	owners   owners
+	watcher  *watcher
+	declared *declarations
+	// host is the id of the network namespace of process 1, and own of this process,
+	// empty where it can't be told.
+	host string
+}
+
+// Start reads the policy and opens the state. The caller has Serve called, and Close.
+// The errors are those of [arbiter.Open] and [policy.Load].
+func Start(c Config) (*Daemon, error) {
+	if c.Socket == "" {
+		c.Socket = wire.DefaultSocket
+	}
+	if c.Dir == "" {
+		c.Dir = policy.Dir
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.State.Log = c.Log.Info
+	d := &Daemon{config: c, log: c.Log, events: newHistory()}
+	p, err := policy.Load(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	d.policy.Store(p)
+	if d.arbiter, err = arbiter.Open(c.State); err != nil {
+		return nil, err
+	}
+	if d.host, err = namespaceID("1"); err != nil {
+		d.log.Warn("the host's network namespace can't be told: rules about it match nothing", "error", err)
+	}
+	d.watcher = newWatcher(d)
+	d.declared = &declarations{daemon: d}
+	return d, nil
+}
+
+func namespaceID(spec string) (string, error) {
+	ns, err := xdp.OpenNamespace(spec)
+	if err != nil {
+		return "", err
+	}
+	defer ns.Close()
+	return ns.ID(), nil
+}
+
+// Close closes the state. What is attached stays.
+func (d *Daemon) Close() error { return d.arbiter.Close() }
+
+// Serve answers until ctx ends.
+func (d *Daemon) Serve(ctx context.Context) error {
+	l := d.config.Listener
+	if l == nil {
+		made, lock, err := listen(d.config.Socket)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+		l = made
+	}
+	s := &varlink.Server{
+		Vendor: "Holdfast", Product: "holdfast", Version: d.config.Version, URL: "https://github.com/holdfast-bpf/holdfast",
+		Limits:      varlink.Limits{Message: 256 << 10, Files: maxFiles},
+		Connections: maxConnections,
+		Connected:   d.connected,
+		ErrorOf:     errorOf,
+		Log:         d.log.Warn,
+	}
+	if err := s.Handle(wire.Description, d.methods()); err != nil {
+		l.Close()
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer cancel()
+	d.declared.read()
+	background.Go(func() { d.watcher.run(ctx) })
+	if d.config.Ready != nil {
+		d.config.Ready()
+	}
+	return s.Serve(ctx, l)
+}
+
+const (
+	// maxFiles is for as many objects as a chain has members, and a namespace.
+	maxFiles = arbiter.MaxMembers + 1
+	// maxConnections are all that there may be, and half of them one user's.
+	maxConnections = 4096
+	maxPerUser     = maxConnections / 2
+)
+
+// listen makes the socket, and a lock on its path that lasts as long as it is open. One that a daemon which was killed has left is replaced;
+// one that somebody listens at is not.
+func listen(path string) (l *net.UnixListener, lock *os.File, err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, nil, err
+	}
+	// Whoever has this lock may take the path.
+	lock, err = os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, nil, &xdp.Error{
+			Op: "listen", Hook: path, Err: xdp.ErrExists, Detail: "another daemon listens there", Hint: "stop it first, or give another --socket",
+		}
+	}
+	info, err := os.Lstat(path)
+	switch {
+	case err == nil && info.Mode()&os.ModeSocket == 0:
+		return nil, nil, &xdp.Error{Op: "listen", Hook: path, Err: xdp.ErrExists, Detail: "it is no socket", Hint: "remove it, or give another --socket"}
+	case err == nil:
+		if err := os.Remove(path); err != nil {
+			return nil, nil, err
+		}
+	case !errors.Is(err, os.ErrNotExist):
+		return nil, nil, err
+	}
+	l, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen: %w", err)
+	}
+	// Everybody may ask: the policy decides.
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, nil, err
+	}
+	return l, lock, nil
+}
+
+// Reload reads the policy and what is declared anew. A policy that can't be read
+// leaves the one in force as it is, and is the error.
+func (d *Daemon) Reload() error {
+	p, err := policy.Load(d.config.Dir)
+	if err != nil {
+		d.log.Error("the policy stays as it was", "error", err)
+		return fmt.Errorf("%w; the policy stays as it was", err)
+	}
+	d.policy.Store(p)
+	d.log.Info("read the policy", "rules", len(p.Rules))
+	d.tell(wire.Event{Kind: wire.Reloaded, Message: fmt.Sprintf("the policy has %d rules", len(p.Rules))})
+	d.declared.read()
+	d.watcher.poke()
+	return nil
+}

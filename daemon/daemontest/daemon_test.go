@@ -1,0 +1,124 @@
+package daemontest
+
+import (
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/internal/wire"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+func TestAPermanentMemberComesAndGoes(t *testing.T) {
+	p := newPlace(t)
+	c := p.connect()
+	if err := c.attach("a", "pass"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.attach("b", "drop"); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.chain(); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("the chain is %v", got)
+	}
+	if err := c.attach("a", "pass"); !errors.Is(err, owned.ErrExists) || !strings.Contains(err.Error(), "uid 0") {
+		t.Errorf("a second a: %v", err)
+	}
+	hook, ns := c.hook()
+	var got wire.GetReply
+	if err := c.call("Get", wire.Get{Hook: hook}, &got, ns); err != nil || got.Attachment == nil || len(got.Attachment.Chain.Members) != 2 {
+		t.Errorf("got %+v, error %v", got.Attachment, err)
+	}
+	p.stop() // nothing changes with the daemon
+	if got := p.chain(); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("without the daemon the chain is %v", got)
+	}
+	p.start()
+	c = p.connect()
+	for _, name := range []string{"a", "b"} {
+		if err := c.detach(name); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := c.detach("a"); !errors.Is(err, xdp.ErrNotAttached) {
+		t.Errorf("detached again: %v", err)
+	}
+	p.empty()
+}
+
+func TestAHeldMemberEndsWithItsHolder(t *testing.T) {
+	p := newPlace(t)
+	l, err := p.connect().hold("a", "pass")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := p.connect().hold("b", "pass")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.chain(); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("the chain is %v", got)
+	}
+	l.close()
+	eventually(t, "a to be gone", func() bool { return slices.Equal(p.chain(), []string{"b"}) })
+	other.close()
+	p.empty()
+}
+
+func TestAHeldMemberIsClaimedAfterTheDaemonHasEnded(t *testing.T) {
+	p := newPlace(t)
+	c := p.connect()
+	l, err := c.hold("a", "pass")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	if got := p.chain(); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("without the daemon the chain is %v", got)
+	}
+	if _, _, err := l.next(t); errors.Is(err, io.EOF) {
+		t.Error("the lease has ended with the daemon")
+	}
+	p.start()
+	c = p.connect()
+	s, err := c.conn.Stream(t.Context(), wire.Interface+".Claim", wire.Claim{}, l.token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r wire.ClaimReply
+	files, err := s.Next(t.Context(), &r)
+	if err != nil || r.Lease == nil || r.Lease.Member != "a" || r.Lease.ID != l.ID {
+		t.Fatalf("claimed %+v, error %v", r.Lease, decode(err))
+	}
+	files.Close()
+	defer s.Close()
+	// Somebody takes it out, and the holder is told.
+	hook, ns := p.hook()
+	if err := p.connect().call("Detach", wire.Detach{Hook: hook, Name: "a", Foreign: true}, nil, ns); err != nil {
+		t.Fatal(err)
+	}
+	r = wire.ClaimReply{}
+	if _, err := s.Next(t.Context(), &r); err != nil || r.Event == nil || r.Event.Kind != wire.Ended {
+		t.Errorf("got %+v, error %v", r.Event, err)
+	}
+	if _, err := s.Next(t.Context(), nil); !errors.Is(err, io.EOF) {
+		t.Errorf("the stream goes on: %v", err)
+	}
+	p.empty()
+}
+
+func TestOneReplyIsNotEnoughForAHeldMember(t *testing.T) {
+	p := newPlace(t)
+	c := p.connect()
+	hook, ns := c.hook()
+	err := c.call("Attach", wire.Attach{Hook: hook, Lifetime: owned.Held, Object: wire.Object{File: 1}}, nil, ns, c.object("pass"))
+	if err == nil || !strings.Contains(err.Error(), "ExpectedMore") {
+		t.Errorf("got %v", err)
+	}
+	if got := p.chain(); got != nil {
+		t.Errorf("the chain is %v", got)
+	}
+}

@@ -1,0 +1,388 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/features"
+	"github.com/holdfast-bpf/holdfast/internal/netns"
+	"github.com/holdfast-bpf/holdfast/internal/wire"
+	"github.com/holdfast-bpf/holdfast/policy"
+	"github.com/holdfast-bpf/holdfast/varlink"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// methods are those of the interface.
+func (d *Daemon) methods() map[string]varlink.Method {
+	return map[string]varlink.Method{
+		"Apply": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Apply) error { return s.apply(ctx, c, p) }),
+		"Attach": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Attach) error {
+			return s.apply(ctx, c, one(p.Hook, wire.Change{
+				Op: owned.Add, Name: p.Name, Placing: p.Placing, Lifetime: p.Lifetime, Object: &p.Object,
+			}))
+		}),
+		"Replace": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Replace) error {
+			return s.apply(ctx, c, one(p.Hook, wire.Change{Op: owned.Replace, Name: p.Name, Expect: p.Expect, Object: &p.Object}))
+		}),
+		"Detach": method((*session).detach),
+		"Set": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Set) error {
+			return s.apply(ctx, c, one(p.Hook, wire.Change{Op: owned.Set, Name: p.Name, Expect: p.Expect, Placing: p.Placing}))
+		}),
+		"Adopt": method((*session).adopt),
+		"Lock": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Lock) error {
+			return s.edit(ctx, c, p, wire.Locked, (*arbiter.Arbiter).Lock)
+		}),
+		"Unlock": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Lock) error {
+			return s.edit(ctx, c, p, wire.Unlocked, (*arbiter.Arbiter).Unlock)
+		}),
+		"Acknowledge": method(func(s *session, _ context.Context, c *varlink.Call, _ wire.Empty) error {
+			ack := s.acknowledge
+			s.acknowledge = nil
+			if ack != nil {
+				if err := ack(); err != nil {
+					return err
+				}
+			}
+			return c.Reply(nil)
+		}),
+		"Claim":    method((*session).claim),
+		"Get":      method((*session).get),
+		"List":     method((*session).list),
+		"Collect":  method((*session).collect),
+		"Watch":    method((*session).watch),
+		"Features": method((*session).features),
+		"May":      method((*session).may),
+		"Reload": method(func(s *session, ctx context.Context, c *varlink.Call, _ wire.Empty) error {
+			if err := s.decide(policy.Request{Verb: policy.Reload}, ""); err != nil {
+				return err
+			}
+			if err := s.daemon.Reload(); err != nil {
+				return err
+			}
+			return c.Reply(nil)
+		}),
+	}
+}
+
+// method reads the parameters of a call.
+func method[P any](f func(*session, context.Context, *varlink.Call, P) error) varlink.Method {
+	return func(ctx context.Context, c *varlink.Call) error {
+		var p P
+		if err := c.Decode(&p); err != nil {
+			return err
+		}
+		return f(c.Peer.(*session), ctx, c, p)
+	}
+}
+
+func one(h wire.Hook, c wire.Change) wire.Apply {
+	return wire.Apply{Hook: h, Changes: []wire.Change{c}}
+}
+
+// apply makes a transaction.
+func (s *session) apply(ctx context.Context, c *varlink.Call, p wire.Apply) error {
+	return s.with(c, p.Hook, func(h *xdp.Hook) error {
+		t := arbiter.Transaction{Hook: h, Expect: p.Expect, Engine: p.Engine, Foreign: p.Foreign, DryRun: p.DryRun}
+		for _, change := range p.Changes {
+			one := arbiter.Change{Change: owned.Change{
+				Op: change.Op, Name: change.Name, Expect: change.Expect, Priority: change.Priority, Before: change.Before, After: change.After,
+				ProceedOn: change.ProceedOn, Lifetime: change.Lifetime, Exclusive: change.Exclusive,
+			}}
+			if change.Object != nil {
+				var err error
+				if one.Object, one.Load, err = s.object(c, change.Object, h); err != nil {
+					return err
+				}
+			}
+			t.Changes = append(t.Changes, one)
+		}
+		return s.transact(ctx, c, t, p.Confirm)
+	})
+}
+
+// transact makes a transaction and replies.
+func (s *session) transact(ctx context.Context, c *varlink.Call, t arbiter.Transaction, confirm bool) error {
+	applied, err := s.change(ctx, c, t)
+	if err != nil {
+		return err
+	}
+	s.tellApplied(t.Hook, applied)
+	reply := wire.Applied{Before: &applied.Before, After: &applied.After, Diff: &applied.Diff}
+	if len(applied.Leases) > 0 {
+		return s.hold(ctx, c, reply, applied)
+	}
+	if err := c.Reply(reply); err != nil {
+		return err
+	}
+	return s.acknowledged(applied.Acknowledge, confirm)
+}
+
+// change makes a transaction on the client's behalf. Held members are for who takes
+// more than one reply: the events of a lease come on the same call.
+func (s *session) change(ctx context.Context, c *varlink.Call, t arbiter.Transaction) (*arbiter.Applied, error) {
+	d := s.daemon
+	if d.policy.Load().Counts() {
+		s.user.changing.Lock()
+		defer s.user.changing.Unlock()
+	}
+	if !c.More {
+		if err := s.leasesNone(t); err != nil {
+			return nil, err
+		}
+	}
+	return s.arbiter().Apply(ctx, t)
+}
+
+// leasesNone refuses a transaction that would make leases.
+func (s *session) leasesNone(t arbiter.Transaction) error {
+	var chain owned.Chain
+	for _, c := range t.Changes {
+		held := c.Op == owned.Add && c.Lifetime == owned.Held
+		if c.Op == owned.Replace {
+			if chain.Members == nil {
+				var err error
+				if chain, err = s.daemon.arbiter.Chain(t.Hook); err != nil {
+					return nil // which the transaction says better
+				}
+			}
+			at := chain.Find(c.Name)
+			held = at >= 0 && chain.Members[at].Lifetime == owned.Held
+		}
+		if held {
+			return varlink.ExpectedMore()
+		}
+	}
+	return nil
+}
+
+// acknowledged does, or keeps for later, what is to be done when the client has been
+// told.
+func (s *session) acknowledged(ack arbiter.Acknowledge, confirm bool) error {
+	switch {
+	case ack == nil:
+		return nil
+	case confirm:
+		s.acknowledge = ack
+		return nil
+	}
+	return ack()
+}
+
+// tellApplied tells what a transaction has changed.
+func (s *session) tellApplied(h *xdp.Hook, applied *arbiter.Applied) {
+	for _, m := range applied.Diff.Members {
+		e := wire.Event{Kind: wire.Changed, Interface: h.Name(), Netns: h.Namespace().ID(), Member: m.Name, Owner: &s.owner}
+		member := m.After
+		switch {
+		case m.Before == nil:
+			e.Kind = wire.Attached
+		case m.After == nil:
+			e.Kind, member = wire.Detached, m.Before
+		default:
+			for _, what := range m.What {
+				if what == owned.Replaced {
+					e.Kind = wire.Replaced
+				}
+			}
+		}
+		e.ID = member.ID
+		s.daemon.tell(e)
+	}
+	s.daemon.watcher.poke()
+}
+
+// detach takes a member out. A version that is gone already is what was asked for.
+func (s *session) detach(ctx context.Context, c *varlink.Call, p wire.Detach) error {
+	return s.with(c, p.Hook, func(h *xdp.Hook) error {
+		remove := owned.Change{Op: owned.Remove, Name: p.Name}
+		if p.ID != 0 {
+			chain, err := s.daemon.arbiter.Chain(h)
+			if err != nil && !errors.Is(err, xdp.ErrConflict) {
+				return err
+			}
+			at := chain.Find(p.Name)
+			if at < 0 || chain.Members[at].ID != p.ID {
+				return c.Reply(wire.Applied{})
+			}
+			remove.Expect = chain.Members[at].Generation
+		}
+		return s.transact(ctx, c, arbiter.Transaction{Hook: h, Changes: []arbiter.Change{{Change: remove}}, Foreign: p.Foreign}, false)
+	})
+}
+
+func (s *session) adopt(ctx context.Context, c *varlink.Call, p wire.Adopt) error {
+	return s.with(c, p.Hook, func(h *xdp.Hook) error {
+		o, load, err := s.object(c, &p.Object, h)
+		if err != nil {
+			return err
+		}
+		adopted, err := s.arbiter().Adopt(ctx, arbiter.AdoptRequest{Hook: h, Name: p.Name, Object: o, Load: load})
+		if err != nil {
+			return err
+		}
+		s.daemon.tell(wire.Event{Kind: wire.Adopted, Interface: h.Name(), Netns: h.Namespace().ID(), Owner: &s.owner})
+		err = c.Reply(wire.AdoptReply{
+			Applied:   wire.Applied{Before: &adopted.Before, After: &adopted.After, Diff: &adopted.Diff},
+			ProgramID: adopted.ProgramID, Gap: adopted.Gap,
+		})
+		if err != nil {
+			return err
+		}
+		return s.acknowledged(adopted.Acknowledge, p.Confirm)
+	})
+}
+
+func (s *session) edit(ctx context.Context, c *varlink.Call, p wire.Lock, kind wire.EventKind, edit func(*arbiter.Arbiter, context.Context, *xdp.Hook) (arbiter.Acknowledge, error)) error {
+	return s.with(c, p.Hook, func(h *xdp.Hook) error {
+		ack, err := edit(s.arbiter(), ctx, h)
+		if err != nil {
+			return err
+		}
+		s.daemon.tell(wire.Event{Kind: kind, Interface: h.Name(), Netns: h.Namespace().ID(), Owner: &s.owner})
+		if err := c.Reply(nil); err != nil {
+			return err
+		}
+		return s.acknowledged(ack, p.Confirm)
+	})
+}
+
+func (s *session) get(_ context.Context, c *varlink.Call, p wire.Get) error {
+	return s.with(c, p.Hook, func(h *xdp.Hook) error {
+		st, err := s.daemon.arbiter.At(h)
+		if err != nil {
+			return err
+		}
+		return c.Reply(wire.GetReply{Attachment: st})
+	})
+}
+
+func (s *session) list(_ context.Context, c *varlink.Call, p wire.List) error {
+	namespaces, err := s.namespaces(c, p)
+	defer func() {
+		for _, ns := range namespaces {
+			ns.Close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	all, err := s.daemon.arbiter.Status(namespaces)
+	if err != nil {
+		return err
+	}
+	return c.Reply(wire.ListReply{Attachments: all})
+}
+
+// namespaces are those that a list is of. All of them are root's to see: what they are
+// called, and what is in them, is nobody else's business.
+func (s *session) namespaces(c *varlink.Call, p wire.List) ([]*xdp.Namespace, error) {
+	if !p.All {
+		ns, err := s.namespace(c, p.Netns)
+		if err != nil {
+			return nil, err
+		}
+		return []*xdp.Namespace{ns}, nil
+	}
+	if !s.root() {
+		return nil, &xdp.Error{Op: "list", Err: xdp.ErrPermission, Detail: "only root may see all network namespaces", Hint: "ask for one that you can open"}
+	}
+	found, err := netns.All()
+	if err != nil {
+		return nil, err
+	}
+	var all []*xdp.Namespace
+	for _, f := range found {
+		ns, err := xdp.OpenNamespace(f.Spec)
+		if err != nil {
+			continue // gone since, or not to be entered
+		}
+		all = append(all, ns)
+	}
+	return all, nil
+}
+
+// root tells whether the client is this machine's root.
+func (s *session) root() bool { return s.subject.UID == 0 && !s.subject.Contained }
+
+func (s *session) collect(ctx context.Context, c *varlink.Call, p wire.Collect) error {
+	if !p.DryRun && !s.root() {
+		return &xdp.Error{Op: "collect", Err: xdp.ErrPermission, Detail: "only root may", Hint: "the daemon does it by itself"}
+	}
+	stale, err := s.daemon.arbiter.GC(ctx, p.DryRun)
+	if err != nil {
+		return err
+	}
+	return c.Reply(wire.CollectReply{Stale: stale})
+}
+
+// watch tells events for as long as the client listens: all to root, and to others
+// those in their own network namespace.
+func (s *session) watch(ctx context.Context, c *varlink.Call, p wire.Watch) error {
+	if !c.More {
+		return varlink.ExpectedMore()
+	}
+	var since time.Time
+	if p.Since != nil {
+		since = *p.Since
+	}
+	own := s.ownNamespace()
+	send := func(e wire.Event) error {
+		if p.Interface != "" && e.Interface != p.Interface || !s.root() && e.Netns != own {
+			return nil
+		}
+		return c.Continue(wire.WatchReply{Event: e})
+	}
+	past, l, stop := s.daemon.events.listen(since)
+	defer stop()
+	for _, e := range past {
+		if err := send(e); err != nil {
+			return err
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.missed:
+			return &xdp.Error{Op: "watch", Err: xdp.ErrUnexpected, Detail: "events came faster than they were read", Hint: "watch again, from the last one on"}
+		case e := <-l.events:
+			if err := send(e); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (s *session) features(ctx context.Context, c *varlink.Call, _ wire.Empty) error {
+	found, err := features.Kernel(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Reply(wire.FeaturesReply{Features: found})
+}
+
+// decide asks the policy.
+func (s *session) decide(r policy.Request, where string) error {
+	return s.daemon.policy.Load().Decide(s.subject, r).Err(r.Verb, where)
+}
+
+// may says what the policy would.
+func (s *session) may(_ context.Context, c *varlink.Call, p wire.May) error {
+	i := arbiter.Intent{
+		Verb: p.Verb, Member: p.Member, Lifetime: p.Lifetime, Priority: p.Priority, Exclusive: p.Exclusive,
+	}
+	ask := func(h *xdp.Hook) error {
+		if h != nil {
+			i.Hook, i.Interface = h, h.Name()
+		}
+		d := s.daemon.policy.Load().Decide(s.subject, s.request(i))
+		return c.Reply(wire.MayReply{Allowed: d.Allowed, Rule: d.Rule, Reason: d.Reason})
+	}
+	if p.Hook == nil {
+		return ask(nil)
+	}
+	return s.with(c, *p.Hook, ask)
+}

@@ -1,0 +1,100 @@
+package daemon
+
+import (
+	"sync"
+
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/internal/peer"
+	"github.com/holdfast-bpf/holdfast/internal/wire"
+	"github.com/holdfast-bpf/holdfast/policy"
+)
+
+// permit is the policy's answer to what a client wants to do.
+func (s *session) permit(i arbiter.Intent) error {
+	if i.Verb == arbiter.VerbClaim && !s.others(i.Owner) {
+		return nil // it goes on with what it was allowed
+	}
+	request := s.request(i)
+	d := s.daemon.policy.Load().Decide(s.subject, request)
+	err := d.Err(request.Verb, i.Interface)
+	if err != nil {
+		s.daemon.tell(wire.Event{
+			Kind: wire.Denied, Interface: i.Interface, Entry: i.Entry, Member: i.Member, Owner: &s.owner,
+			Message: string(i.Verb) + ": " + d.Reason,
+		})
+	}
+	return err
+}
+
+// request is what the policy is asked.
+func (s *session) request(i arbiter.Intent) policy.Request {
+	r := policy.Request{
+		Verb: policy.Verb(i.Verb), Interface: i.Interface, Lifetime: i.Lifetime,
+		Priority: i.Priority, Beside: i.Beside, Exclusive: i.Exclusive, Others: s.others(i.Owner),
+		Digest: i.Digest, ObjectSize: i.Cost.ObjectSize, Instructions: i.Cost.Instructions, MapMemory: i.Cost.MapMemory,
+		Usage: func() (int, uint64) { return s.daemon.usage(s.owner.UID) },
+	}
+	if i.Hook != nil {
+		id := i.Hook.Namespace().ID()
+		r.Mode, r.HostNetns, r.OwnNetns = i.Hook.Mode(), id == s.daemon.host, id == s.ownNamespace()
+	}
+	return r
+}
+
+// ownNamespace is the id of the client's network namespace, empty where it has ended.
+func (s *session) ownNamespace() string {
+	ns, err := s.namespace(nil, nil)
+	if err != nil {
+		return ""
+	}
+	defer ns.Close()
+	return ns.ID()
+}
+
+// others tells whether that is somebody else than who asks: another user, or the same
+// number in another container.
+func (s *session) others(o *arbiter.Owner) bool {
+	return o != nil && (o.UID != s.owner.UID || peer.Container(o.Cgroup) != peer.Container(s.owner.Cgroup))
+}
+
+// owners remembers whose the members are that were looked at last.
+type owners struct {
+	mutex sync.Mutex
+	known map[memberKey]arbiter.MemberOwner
+}
+
+// memberKey names a version of a member.
+type memberKey struct {
+	entry string
+	id    uint32
+}
+
+// usage is how many members a user has, and how much memory their maps take.
+func (d *Daemon) usage(uid int) (members int, memory uint64) {
+	chains, err := d.arbiter.Chains()
+	if err != nil {
+		d.log.Warn("what a user has can't be counted", "uid", uid, "error", err)
+		return 1 << 30, 1 << 60 // which is beyond every quota
+	}
+	d.owners.mutex.Lock()
+	defer d.owners.mutex.Unlock()
+	known := map[memberKey]arbiter.MemberOwner{}
+	for _, c := range chains {
+		for _, m := range c.Members {
+			key := memberKey{c.Entry, m.ID}
+			owner, ok := d.owners.known[key]
+			if !ok {
+				if owner, err = d.arbiter.MemberOwner(c.Entry, m.ID); err != nil {
+					continue // it has gone meanwhile
+				}
+			}
+			known[key] = owner
+			if owner.Owner.UID == uid && !m.Ended {
+				members++
+				memory += owner.Cost.MapMemory
+			}
+		}
+	}
+	d.owners.known = known
+	return members, memory
+}

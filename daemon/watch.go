@@ -1,0 +1,159 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/internal/wire"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// interval is how often the watcher looks by itself. The kernel tells nobody of links
+// that end or are detached.
+const interval = time.Second
+
+// watcher looks at what is recorded and what the kernel has, tells holders of leases
+// what concerns them, forgets what has ended, and notices drift.
+type watcher struct {
+	daemon *Daemon
+	pokes  chan struct{}
+	// told are the links that wait, by what was said of them: a holder is told once.
+	told map[memberKey]uint32
+	// drift is what was said of each hook's drift, so that it is said once.
+	drift map[string]string
+}
+
+func newWatcher(d *Daemon) *watcher {
+	return &watcher{daemon: d, pokes: make(chan struct{}, 1), told: map[memberKey]uint32{}, drift: map[string]string{}}
+}
+
+// poke has the watcher look soon.
+func (w *watcher) poke() {
+	select {
+	case w.pokes <- struct{}{}:
+	default: // it is about to
+	}
+}
+
+func (w *watcher) run(ctx context.Context) {
+	ticks := time.NewTicker(interval)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+		case <-w.pokes:
+		}
+		if err := w.look(ctx); err != nil && ctx.Err() == nil {
+			w.daemon.log.Warn("what is attached can't be looked at", "error", err)
+		}
+	}
+}
+
+// look looks once.
+func (w *watcher) look(ctx context.Context) error {
+	d := w.daemon
+	// Who is entered by now was recorded before that.
+	connected := d.leases.keys()
+	chains, err := d.arbiter.Chains()
+	if err != nil {
+		return err
+	}
+	there, told, drift := map[memberKey]bool{}, map[memberKey]uint32{}, map[string]string{}
+	for _, c := range chains {
+		dead := 0
+		for _, m := range c.Members {
+			key := memberKey{c.Entry, m.ID}
+			switch {
+			case m.Ended:
+				dead++
+				if m.Leased {
+					d.leases.offer(leaseEvent{key: key, ended: true, event: ended(c, m, "its descriptors were closed")})
+				}
+				continue
+			case m.Waits:
+				if told[key] = c.ProgramID; w.told[key] != c.ProgramID {
+					d.leases.offer(leaseEvent{key: key, event: wire.Event{Kind: wire.Moved, Interface: c.Interface, Entry: c.Entry, Member: m.Name, ID: m.ID}})
+				}
+			}
+			there[key] = true
+		}
+		if c.Lost != "" {
+			drift[c.Entry] = c.Lost
+		}
+		if dead > 0 {
+			w.forget(ctx, c, dead)
+		}
+	}
+	for _, key := range connected {
+		if !there[key] && !changing(chains, key.entry) {
+			d.leases.offer(leaseEvent{key: key, ended: true, event: wire.Event{
+				Kind: wire.Ended, Entry: key.entry, ID: key.id, Message: "the member is not in the chain any more",
+			}})
+		}
+	}
+	w.told = told
+	w.tellDrift(ctx, chains, drift)
+	return nil
+}
+
+// changing tells whether the chain of that entry is being changed at the moment, and so
+// is left out of what was read.
+func changing(chains []arbiter.ChainState, entry string) bool {
+	for _, c := range chains {
+		if c.Entry == entry {
+			return c.Changing
+		}
+	}
+	return false
+}
+
+func ended(c arbiter.ChainState, m arbiter.MemberState, why string) wire.Event {
+	return wire.Event{Kind: wire.Ended, Interface: c.Interface, Entry: c.Entry, Member: m.Name, ID: m.ID, Message: why}
+}
+
+// forget takes the members out whose holders have ended.
+func (w *watcher) forget(ctx context.Context, c arbiter.ChainState, dead int) {
+	d := w.daemon
+	for _, m := range c.Members {
+		if !m.Ended {
+			continue
+		}
+		e := ended(c, m, "its holder has ended")
+		if owner, err := d.arbiter.MemberOwner(c.Entry, m.ID); err == nil {
+			e.Owner = &owner.Owner
+		}
+		d.tell(e)
+	}
+	if err := d.arbiter.Forget(ctx, c.Entry); err != nil && ctx.Err() == nil {
+		d.log.Warn("members whose holders have ended can't be taken out", "interface", c.Interface, "entry", c.Entry, "error", err)
+	}
+}
+
+// tellDrift tells of what is not as Holdfast has left it, once, and has what is declared
+// made anew.
+func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, drift map[string]string) {
+	for _, c := range chains {
+		why := drift[c.Entry]
+		if why == "" || w.drift[c.Entry] == why {
+			continue
+		}
+		found, err := w.daemon.arbiter.Find(c.Entry)
+		switch {
+		case err != nil:
+		case !found.Interface:
+			why = "its interface is gone"
+		case found.At == nil:
+			why += "; nothing is attached there now"
+		default:
+			xdp.FindHolders(found.At)
+			why += "; now " + found.At.String()
+		}
+		w.daemon.tell(wire.Event{Kind: wire.Drift, Interface: c.Interface, Entry: c.Entry, Message: why})
+		w.daemon.declared.drifted(c.Interface)
+	}
+	w.drift = drift
+	w.daemon.declared.step(ctx)
+}
