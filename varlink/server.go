@@ -287,6 +287,8 @@ func (s *Server) handle(ctx, streams context.Context, t *transport, peer any, r 
 	}
 	err := s.call(ctx, c)
 	switch {
+	case c.More && !c.replied && ctx.Err() != nil:
+		return context.Cause(ctx) // it has not come to its end
 	case err == nil && !c.replied:
 		return c.Reply(nil)
 	case err == nil:

@@ -533,6 +533,7 @@ func TestWhatIsKnownOfAConnectionEndsWithIt(t *testing.T) {
 func TestAServerThatEndsEndsItsStreams(t *testing.T) {
 	noLeaks(t)
 	var waiting chan string
+	next := make(chan error, 1)
 	t.Run("server", func(t *testing.T) {
 		var path string
 		path, waiting = serve(t, nil)
@@ -548,8 +549,15 @@ func TestAServerThatEndsEndsItsStreams(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-waiting
-		t.Cleanup(func() { s.Close() })
+		go func() {
+			_, err := s.Next(context.Background(), nil)
+			s.Close()
+			next <- err
+		}()
 	})
+	if err := <-next; err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("a stream that was cut off came to its end: %v", err)
+	}
 	if got := <-waiting; got != "ended" {
 		t.Error(got)
 	}
