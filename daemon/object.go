@@ -30,8 +30,9 @@ var remote = map[int64]string{
 // object reads an object that a client sent. It reads a copy: the client can go on
 // writing into the file.
 func (s *session) object(c *varlink.Call, o *wire.Object, h *xdp.Hook) (*object.Object, object.LoadOptions, error) {
-	options := object.LoadOptions{Program: object.Choice{Name: o.Program, Section: o.Section}}
-	if o.DeviceBound {
+	options := object.LoadOptions{Program: object.Choice{Name: o.Program, Section: o.Section, First: o.First}}
+	options.Offload = h.Mode() == xdp.Offload
+	if o.DeviceBound || options.Offload {
 		options.Ifindex = h.Index()
 	}
 	f, err := c.Files.Take(o.File)
@@ -82,7 +83,8 @@ func readFile(f *os.File) ([]byte, error) {
 	if fsErr != nil {
 		return nil, os.NewSyscallError("fstatfs", fsErr)
 	}
-	if name, ok := remote[int64(fs.Type)]; ok {
+	kind := int64(fs.Type) //nolint:unconvert // it has another type on other architectures
+	if name, ok := remote[kind]; ok {
 		return nil, fmt.Errorf("it is on a file system (%s) that somebody else serves", name)
 	}
 	b, err := io.ReadAll(io.NewSectionReader(f, 0, maxObject+1))

@@ -93,7 +93,7 @@ func TestTheFirstRuleThatMatchesDecides(t *testing.T) {
 		"lo, by nobody knows what":  {func(s *Subject, r *Request) { r.Interface, s.Exe = "lo", "" }, "denies it", "nobody touches lo"},
 		"another verb":              {func(_ *Subject, r *Request) { r.Verb = Detach }, "it allows attach, replace, set, lock", "edge"},
 		"another mode":              {func(_ *Subject, r *Request) { r.Mode = xdp.Generic }, "the mode is generic", "edge"},
-		"no mode":                  {func(_ *Subject, r *Request) { r.Mode = xdp.Auto }, "the mode is auto", "edge"},
+		"no mode":                   {func(_ *Subject, r *Request) { r.Mode = xdp.Auto }, "the mode is auto", "edge"},
 		"permanent":                 {func(_ *Subject, r *Request) { r.Lifetime = owned.Permanent }, "would be permanent", "edge"},
 		"too early":                 {func(_ *Subject, r *Request) { r.Priority = priority(9) }, "the priority is 9", "edge"},
 		"beside":                    {func(_ *Subject, r *Request) { r.Priority, r.Beside = nil, true }, "must have a priority", "edge"},

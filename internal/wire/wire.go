@@ -36,6 +36,7 @@ type Object struct {
 	Name        string   `json:"name,omitempty"`
 	Program     string   `json:"program,omitempty"`
 	Section     string   `json:"section,omitempty"`
+	First       bool     `json:"first,omitempty"`
 	Variables   []string `json:"variables,omitempty"`
 	DeviceBound bool     `json:"device_bound,omitempty"`
 }
