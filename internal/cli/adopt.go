@@ -46,7 +46,7 @@ To take a program into the chain of a shared hook, without a gap, is
 			if err != nil {
 				return err
 			}
-			state, err := arbiter.Open(a.stateOptions())
+			state, err := a.service(c.Context())
 			if err != nil {
 				return err
 			}

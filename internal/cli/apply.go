@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain/declared"
 	"github.com/holdfast-bpf/holdfast/internal/realize"
 )
@@ -53,11 +52,11 @@ exclusive, and a member program or section. 'holdfast export' writes such a file
 			if err != nil {
 				return err
 			}
-			open := arbiter.Open
+			open := a.service
 			if dryRun {
-				open = arbiter.OpenReadOnly
+				open = a.look
 			}
-			state, err := open(a.stateOptions())
+			state, err := open(c.Context())
 			if err != nil {
 				return err
 			}

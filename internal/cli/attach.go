@@ -175,7 +175,7 @@ func (a *app) attachOwned(c *cobra.Command, h *xdp.Hook, f *attachFlags, r attac
 	if err != nil {
 		return err
 	}
-	state, err := arbiter.Open(a.stateOptions())
+	state, err := a.service(c.Context())
 	if err != nil {
 		return err
 	}

@@ -77,10 +77,10 @@ func mountBPFFS(dir string) error {
 	return root.Close()
 }
 
-// readChain reads what is at the hook. Unless a member was named, the chain is
-// nil where that is not permitted: what is done without one is refused with
-// more words. The caller closes the chains.
-func (a *app) readChain(h *xdp.Hook, named bool) (*libxdp.Chains, *libxdp.Chain, error) {
+// readChain reads what is at the hook. The chain is nil where that is not permitted:
+// the daemon may do it, and else it is refused with more words. The caller closes the
+// chains.
+func (a *app) readChain(h *xdp.Hook) (*libxdp.Chains, *libxdp.Chain, error) {
 	chains, err := a.chains()
 	var found *libxdp.Chain
 	if err == nil {
@@ -89,7 +89,7 @@ func (a *app) readChain(h *xdp.Hook, named bool) (*libxdp.Chains, *libxdp.Chain,
 		}
 	}
 	switch {
-	case errors.Is(err, xdp.ErrPermission) && !named:
+	case errors.Is(err, xdp.ErrPermission):
 		return new(libxdp.Chains), nil, nil
 	case err != nil:
 		return nil, nil, err

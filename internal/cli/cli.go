@@ -25,6 +25,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/client"
 	"github.com/holdfast-bpf/holdfast/internal/cli/xdploader"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -174,6 +175,8 @@ type app struct {
 	level slog.LevelVar
 
 	bpffs       string
+	socket      string
+	embedded    bool
 	libxdpBPFFS string
 	lockTimeout time.Duration
 	output      string
@@ -225,6 +228,8 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 drift, 4 conflict, 5 not permitted,
 	flags.StringVarP(&a.output, "output", "o", "table", "how results are printed: table or json")
 	flags.StringVar(&a.logLevel, "log-level", "info", "what is told on standard error: debug, info, warn or error")
 	flags.StringVar(&a.bpffs, "bpffs", "", "directory of Holdfast's own state (default "+arbiter.DefaultDir+", or $HOLDFAST_BPFFS)")
+	flags.StringVar(&a.socket, "socket", "", "the daemon's socket (default "+client.DefaultSocket+" if a daemon listens there, or $HOLDFAST_SOCKET)")
+	flags.BoolVar(&a.embedded, "embedded", false, "change hooks in this process, without a daemon")
 	flags.StringVar(&a.libxdpBPFFS, "libxdp-bpffs", "", "bpffs that the tools of libxdp share for the chains of shared hooks (default "+libxdp.DefaultBPFFS+", or $LIBXDP_BPFFS)")
 	flags.DurationVar(&a.lockTimeout, "lock-timeout", arbiter.DefaultLockTimeout, "how long to wait for others who change something")
 	root.AddCommand(
@@ -256,6 +261,9 @@ func (a *app) checkGlobals() error {
 		return usagef("--log-level %q: it is debug, info, warn or error", a.logLevel)
 	}
 	a.level.Set(level)
+	if a.embedded && a.socket != "" {
+		return usagef("--embedded asks no daemon, and --socket says which: leave one out")
+	}
 	if a.lockTimeout <= 0 {
 		return usagef("--lock-timeout %s: it must be longer than nothing", a.lockTimeout)
 	}
@@ -285,17 +293,6 @@ func (a *app) stateOptions() arbiter.Options {
 		dir = a.env.Getenv("HOLDFAST_BPFFS")
 	}
 	return arbiter.Options{Dir: dir, LockTimeout: a.lockTimeout, Log: a.log.Info}
-}
-
-// look opens the state to look at it. Who may not read it still sees what the
-// kernel shows.
-func (a *app) look() (*arbiter.Arbiter, error) {
-	state, err := arbiter.OpenReadOnly(a.stateOptions())
-	if errors.Is(err, xdp.ErrPermission) {
-		a.log.Warn("only root can read Holdfast's state, so names and owners are left out")
-		return arbiter.Stateless(a.stateOptions()), nil
-	}
-	return state, err
 }
 
 // acknowledge is called when the result is printed. That it fails does not undo

@@ -1,9 +1,9 @@
 package cli
 
 import (
+	"context"
 	"github.com/spf13/cobra"
 
-	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -70,7 +70,7 @@ func (a *app) completeMembers(_ *cobra.Command, args []string, _ string) ([]stri
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	defer ns.Close()
-	chains, found, err := a.readChain(h, true)
+	chains, found, err := a.readChain(h)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -82,7 +82,7 @@ func (a *app) completeMembers(_ *cobra.Command, args []string, _ string) ([]stri
 		}
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
-	state, err := arbiter.OpenReadOnly(a.stateOptions())
+	state, err := a.look(context.Background())
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/signal"
@@ -8,13 +9,13 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-bpf/holdfast/client"
 	"github.com/holdfast-bpf/holdfast/daemon"
-	"github.com/holdfast-bpf/holdfast/internal/wire"
 	"github.com/holdfast-bpf/holdfast/policy"
 )
 
 func (a *app) daemonCommand() *cobra.Command {
-	var socket, dir string
+	var dir string
 	c := &cobra.Command{
 		Use:   "daemon",
 		Short: "Serve applications without privilege, as the policy allows",
@@ -34,6 +35,10 @@ that can't be read leaves the one in force as it is.`,
   holdfast daemon --socket /tmp/holdfast.sock --config ./etc`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if a.embedded {
+				return usagef("--embedded is to do without a daemon, and this is one")
+			}
+			socket := cmp.Or(a.socket, a.env.Getenv("HOLDFAST_SOCKET"), client.DefaultSocket)
 			a.raiseMemlock()
 			d, err := daemon.Start(daemon.Config{
 				Socket: socket, Dir: dir, State: a.stateOptions(), Version: ownVersion(), Log: a.log,
@@ -52,7 +57,6 @@ that can't be read leaves the one in force as it is.`,
 			return d.Serve(ctx)
 		},
 	}
-	c.Flags().StringVar(&socket, "socket", wire.DefaultSocket, "where to listen")
 	c.Flags().StringVar(&dir, "config", policy.Dir, "directory of the policy and of what is declared")
 	return c
 }

@@ -55,7 +55,7 @@ anybody's.`,
 				return err
 			}
 			defer ns.Close()
-			chains, found, err := a.readChain(h, false)
+			chains, found, err := a.readChain(h)
 			if err != nil {
 				return err
 			}
@@ -63,7 +63,7 @@ anybody's.`,
 			if isChain(found) {
 				return a.detachMembers(c, chains, h, found, named, all, e)
 			}
-			state, err := arbiter.Open(a.stateOptions())
+			state, err := a.service(c.Context())
 			if err != nil {
 				return err
 			}
@@ -91,7 +91,13 @@ anybody's.`,
 			case len(named) > 0:
 				return noChain("detach", h, found)
 			}
-			ack, err := state.Detach(c.Context(), arbiter.DetachRequest{Hook: h, Expect: e, Foreign: foreign})
+			// What is at a shared hook is not the daemon's.
+			own, err := arbiter.Open(a.stateOptions())
+			if err != nil {
+				return err
+			}
+			defer own.Close()
+			ack, err := own.Detach(c.Context(), arbiter.DetachRequest{Hook: h, Expect: e, Foreign: foreign})
 			if err != nil {
 				return err
 			}
@@ -134,7 +140,7 @@ func leaving(h *xdp.Hook, c *arbiter.ChainStatus, named []string, all bool) ([]s
 }
 
 // detachOwned takes members out of the chain of an owned hook, which was before.
-func (a *app) detachOwned(c *cobra.Command, state *arbiter.Arbiter, t arbiter.Transaction, before *arbiter.ChainStatus) error {
+func (a *app) detachOwned(c *cobra.Command, state arbiter.Service, t arbiter.Transaction, before *arbiter.ChainStatus) error {
 	applied, err := a.apply(c.Context(), state, t, nil)
 	if err != nil {
 		return err

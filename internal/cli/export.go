@@ -21,13 +21,13 @@ permanent members, with the objects by the paths that they were attached from.
 Members that a process holds are left out, and told on standard error.`,
 		Example: `  holdfast export eth0 > chains.yaml`,
 		Args:    exactly("IF"), ValidArgsFunction: completeHook,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
 			ns, h, err := hf.open(args[0])
 			if err != nil {
 				return err
 			}
 			defer ns.Close()
-			state, err := a.look()
+			state, err := a.look(c.Context())
 			if err != nil {
 				return err
 			}

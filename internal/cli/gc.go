@@ -23,7 +23,7 @@ whichever tool left them; those of other network namespaces are shown and stay.
 What is attached stays attached.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			state, err := arbiter.OpenReadOnly(a.stateOptions())
+			state, err := a.look(c.Context())
 			if err != nil {
 				return err
 			}

@@ -181,7 +181,7 @@ func (a *app) holdCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			state, err := arbiter.Open(a.stateOptions())
+			state, err := a.service(c.Context())
 			if err != nil {
 				return err
 			}
@@ -204,7 +204,7 @@ func (a *app) holdCommand() *cobra.Command {
 
 // holdWhile prints the result and returns when the process has ended that is
 // waited for, or the member has.
-func (a *app) holdWhile(state *arbiter.Arbiter, h *xdp.Hook, applied *arbiter.Applied, member arbiter.Handle) error {
+func (a *app) holdWhile(state arbiter.Service, h *xdp.Hook, applied *arbiter.Applied, member arbiter.Handle) error {
 	result, err := a.render(func() error { return a.printOwned(state, h, "attached", len(applied.Before.Members) == 0) })
 	if err != nil {
 		return err

@@ -2,8 +2,6 @@ package cli
 
 import (
 	"github.com/spf13/cobra"
-
-	"github.com/holdfast-bpf/holdfast/arbiter"
 )
 
 func (a *app) lockCommand() *cobra.Command {
@@ -22,7 +20,7 @@ another, Holdfast too, until 'holdfast unlock'.`,
 				return err
 			}
 			defer ns.Close()
-			state, err := arbiter.Open(a.stateOptions())
+			state, err := a.service(c.Context())
 			if err != nil {
 				return err
 			}
@@ -58,7 +56,7 @@ comes first can attach.`,
 				return err
 			}
 			defer ns.Close()
-			state, err := arbiter.Open(a.stateOptions())
+			state, err := a.service(c.Context())
 			if err != nil {
 				return err
 			}

@@ -63,7 +63,7 @@ func (f *ownedFlags) addition(h *xdp.Hook, of *objectFlags, place libxdp.Setting
 }
 
 // apply makes a transaction. Of an error with an object it says which flag helps.
-func (a *app) apply(ctx context.Context, state *arbiter.Arbiter, t arbiter.Transaction, of *objectFlags) (*arbiter.Applied, error) {
+func (a *app) apply(ctx context.Context, state arbiter.Service, t arbiter.Transaction, of *objectFlags) (*arbiter.Applied, error) {
 	a.raiseMemlock()
 	if of == nil {
 		return state.Apply(ctx, t)
@@ -100,7 +100,7 @@ func (a *app) acknowledged(applied *arbiter.Applied) {
 
 // printOwned says what was done at an owned hook, and what is there now. fresh
 // tells that the hook was empty before.
-func (a *app) printOwned(state *arbiter.Arbiter, h *xdp.Hook, done string, fresh bool) error {
+func (a *app) printOwned(state arbiter.Service, h *xdp.Hook, done string, fresh bool) error {
 	s, err := a.ownedAt(state, h, done)
 	if err != nil {
 		return err
@@ -112,7 +112,7 @@ func (a *app) printOwned(state *arbiter.Arbiter, h *xdp.Hook, done string, fresh
 }
 
 // ownedAt reads what is at an owned hook that was just changed.
-func (a *app) ownedAt(state *arbiter.Arbiter, h *xdp.Hook, done string) (*arbiter.Status, error) {
+func (a *app) ownedAt(state arbiter.Service, h *xdp.Hook, done string) (*arbiter.Status, error) {
 	s, err := state.At(h)
 	if err == nil && (s == nil || s.Chain == nil) {
 		err = &xdp.Error{
@@ -162,7 +162,7 @@ func onlyOwned(h *xdp.Hook, c *arbiter.ChainStatus, otherwise string) (*arbiter.
 }
 
 // unexpected is the conflict with a program that is not the expected one.
-func unexpected(state *arbiter.Arbiter, op string, h *xdp.Hook, s *arbiter.Status, e xdp.Expectation) error {
+func unexpected(state arbiter.Service, op string, h *xdp.Hook, s *arbiter.Status, e xdp.Expectation) error {
 	xdp.FindHolders(&s.Attachment)
 	return state.Explain(h, &xdp.Error{
 		Op: op, Hook: h.String(), Err: xdp.ErrConflict, Rival: &s.Attachment, Detail: "expected " + e.String(),

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -114,7 +115,7 @@ func (a *app) withRecord(h *xdp.Hook, err error) error {
 	if !errors.Is(err, xdp.ErrConflict) || !errors.As(err, &conflict) {
 		return err
 	}
-	state, openErr := arbiter.OpenReadOnly(a.stateOptions())
+	state, openErr := a.look(context.Background())
 	if openErr != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -152,7 +153,7 @@ func newMembers(members []libxdp.Member) []memberStatus {
 
 // printChain says what was done at the hook, and which chain is there now.
 func (a *app) printChain(h *xdp.Hook, c *libxdp.Chain, done string) error {
-	state, err := a.look()
+	state, err := a.look(context.Background())
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ id, is replaced in the same way, whoever added it.`,
 				return err
 			}
 			defer ns.Close()
-			chains, found, err := a.readChain(h, false)
+			chains, found, err := a.readChain(h)
 			if err != nil {
 				return err
 			}
@@ -82,7 +82,7 @@ id, is replaced in the same way, whoever added it.`,
 			if err != nil {
 				return err
 			}
-			state, err := arbiter.Open(a.stateOptions())
+			state, err := a.service(c.Context())
 			if err != nil {
 				return err
 			}
@@ -111,7 +111,7 @@ id, is replaced in the same way, whoever added it.`,
 					e = xdp.ExpectID(s.Program.ID)
 				}
 			}
-			return a.replaceSingle(c, state, h, o, e, &of)
+			return a.replaceSingle(c, h, o, e, &of)
 		},
 	}
 	hf.add(c)
@@ -123,7 +123,7 @@ id, is replaced in the same way, whoever added it.`,
 
 // replaceOwned replaces a member of an owned hook, whose status is s; nil where
 // nothing is attached any more.
-func (a *app) replaceOwned(c *cobra.Command, state *arbiter.Arbiter, h *xdp.Hook, s *arbiter.Status, change arbiter.Change, e xdp.Expectation, of *objectFlags) error {
+func (a *app) replaceOwned(c *cobra.Command, state arbiter.Service, h *xdp.Hook, s *arbiter.Status, change arbiter.Change, e xdp.Expectation, of *objectFlags) error {
 	if s != nil {
 		if change.Name == "" {
 			m, err := onlyOwned(h, s.Chain, "name the one that is meant")
@@ -153,12 +153,17 @@ func (a *app) replaceOwned(c *cobra.Command, state *arbiter.Arbiter, h *xdp.Hook
 }
 
 // replaceSingle replaces what Holdfast attached to a shared hook without a chain.
-func (a *app) replaceSingle(c *cobra.Command, state *arbiter.Arbiter, h *xdp.Hook, o *object.Object, e xdp.Expectation, of *objectFlags) error {
+func (a *app) replaceSingle(c *cobra.Command, h *xdp.Hook, o *object.Object, e xdp.Expectation, of *objectFlags) error {
 	loaded, err := of.loadObject(a, h, o, of.options(h))
 	if err != nil {
 		return err
 	}
 	defer loaded.Close()
+	state, err := arbiter.Open(a.stateOptions()) // it is not the daemon's
+	if err != nil {
+		return err
+	}
+	defer state.Close()
 	ack, err := state.Replace(c.Context(), arbiter.ReplaceRequest{Hook: h, Program: loaded, Expect: e})
 	if err != nil {
 		return err

@@ -70,7 +70,7 @@ The program becomes a member of the hook's chain, as with 'holdfast attach'.`,
 			if err != nil {
 				return err
 			}
-			state, err := arbiter.Open(a.stateOptions())
+			state, err := a.service(c.Context())
 			if err != nil {
 				return err
 			}
@@ -109,7 +109,7 @@ The program becomes a member of the hook's chain, as with 'holdfast attach'.`,
 
 // removeHeld takes the member out of its chain. The error is xdp.ErrGone where it
 // has not been there to the end.
-func removeHeld(state *arbiter.Arbiter, h *xdp.Hook, member arbiter.Handle, linkID uint32) error {
+func removeHeld(state arbiter.Service, h *xdp.Hook, member arbiter.Handle, linkID uint32) error {
 	if err := member.Err(); err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ anybody's.`,
 				return err
 			}
 			defer ns.Close()
-			chains, found, err := a.readChain(h, false)
+			chains, found, err := a.readChain(h)
 			if err != nil {
 				return err
 			}
@@ -57,7 +57,7 @@ anybody's.`,
 				}
 				return a.printChain(h, changed, "changed")
 			}
-			state, err := arbiter.Open(a.stateOptions())
+			state, err := a.service(c.Context())
 			if err != nil {
 				return err
 			}

@@ -38,11 +38,11 @@ until 'holdfast gc' or a new attachment.`,
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return completeInterfaces(0)
 		},
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
 			if all && namespace != "" {
 				return usagef("--all-netns and --netns exclude each other")
 			}
-			state, err := a.look()
+			state, err := a.look(c.Context())
 			if err != nil {
 				return err
 			}
