@@ -28,6 +28,7 @@ install: build ## to PREFIX (/usr/local), below DESTDIR if given; XDP_LOADER=1: 
 	install -D -m 0755 bin/holdfast $(DESTDIR)$(PREFIX)/bin/holdfast
 	$(if $(XDP_LOADER),ln -sf holdfast $(DESTDIR)$(PREFIX)/bin/xdp-loader)
 	scripts/install-completions bin/holdfast $(DESTDIR)$(PREFIX)/share
+	scripts/install-units '$(PREFIX)' '$(DESTDIR)'
 
 demo: ## the main job on real packets, in namespaces of its own (as root)
 	@scripts/deps demo

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 			return child(args[1], args[2:])
 		}
 		return cli.Main(cli.SystemEnv())
-	}})
+	}, "limited": limited})
 }
 
 // self is this binary, for whichever process reads it.
