@@ -263,6 +263,8 @@ type ChainState struct {
 	Engine            Engine
 	Generation        uint64
 	Locked            bool
+	// Pinned tells that the hook's link outlives the processes that hold members.
+	Pinned bool
 	// Changing tells that the chain is being changed at the moment: its members are
 	// left out.
 	Changing bool
@@ -294,13 +296,13 @@ func (a *Arbiter) Chains() ([]ChainState, error) {
 		}
 		r := e.chain
 		if r.header.Pending != nil {
-			all = append(all, ChainState{Entry: e.key, Interface: r.header.Interface, Changing: true})
+			all = append(all, ChainState{Entry: e.key, Interface: r.header.Interface, LinkID: r.header.LinkID, Changing: true})
 			continue
 		}
 		s := ChainState{
 			Entry: e.key, Interface: r.header.Interface, LinkID: r.header.LinkID, ProgramID: r.current.ProgramID,
 			Engine: r.current.Engine, Generation: r.current.Generation, Locked: r.current.Locked,
-			Lost: a.lost(e),
+			Pinned: r.current.pinned() && r.current.ProgramID != 0, Lost: a.lost(e),
 		}
 		dead := a.deadMembers(e.key, r)
 		for _, m := range r.current.Members {
@@ -326,9 +328,32 @@ func (a *Arbiter) lost(e *entry) string {
 	case e.link.ProgramID != runs.ProgramID:
 		return fmt.Sprintf("somebody put program %d in place of program %d", e.link.ProgramID, runs.ProgramID)
 	case runs.pinned() && !exists(a.root.Path(e.key, linkPin)):
-		return "the pin of its link is missing"
+		return lostPin
 	}
 	return ""
+}
+
+const lostPin = "the pin of its link is missing"
+
+// Repin pins the link of a hook again, of which that is all that is missing, and tells
+// whether it was. Whoever removed the pin can have had nothing else in mind than the
+// link's end.
+func (a *Arbiter) Repin(ctx context.Context, entry string) (bool, error) {
+	l, err := a.lock(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer l.unlock()
+	e, err := a.readIfThere(entry)
+	if err != nil || e == nil || e.chain == nil || a.lost(e) != lostPin {
+		return false, err
+	}
+	root, err := xdp.OpenID(e.chain.header.LinkID)
+	if err != nil {
+		return false, err
+	}
+	defer root.Close()
+	return true, root.Persist(a.root.Path(entry, linkPin))
 }
 
 // Found is what is at the hook of an entry now.

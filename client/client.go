@@ -373,10 +373,10 @@ func (c *Client) Apply(ctx context.Context, t arbiter.Transaction) (*arbiter.App
 	if err != nil {
 		return nil, err
 	}
-	return applied(out, ack), nil
+	return applied(out.Outcome, ack), nil
 }
 
-func applied(out wire.Applied, ack arbiter.Acknowledge) *arbiter.Applied {
+func applied(out wire.Outcome, ack arbiter.Acknowledge) *arbiter.Applied {
 	a := &arbiter.Applied{Acknowledge: ack}
 	if out.Before != nil {
 		a.Before = *out.Before
@@ -407,7 +407,7 @@ func (c *Client) Adopt(ctx context.Context, r arbiter.AdoptRequest) (*arbiter.Ad
 	if err != nil {
 		return nil, err
 	}
-	return &arbiter.Adopted{Applied: applied(out.Applied, ack), ProgramID: out.ProgramID, Gap: out.Gap}, nil
+	return &arbiter.Adopted{Applied: applied(out.Outcome, ack), ProgramID: out.ProgramID, Gap: out.Gap}, nil
 }
 
 // Lock and Unlock are those of [arbiter.Arbiter].

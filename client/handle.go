@@ -59,7 +59,7 @@ func (c *Client) applyHeld(ctx context.Context, in wire.Apply, files []*os.File)
 			return err
 		}
 		defer got.Close()
-		result = applied(out, nil)
+		result = applied(out.Outcome, nil)
 		if len(out.Leases) == 0 { // and so that was the last reply
 			c.put(conn)
 			return nil

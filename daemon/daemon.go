@@ -40,8 +40,13 @@ type Config struct {
 	// Log is told what happens, with the same keys always: interface, netns, member,
 	// owner, uid, pid, error.
 	Log *slog.Logger
-	// Ready, if there is one, is called once the daemon answers.
-	Ready func()
+	// Ready, if there is one, is called once the daemon answers, and Alive each time
+	// that it has looked at what is attached, about once a second.
+	Ready, Alive func()
+	// Store, if there is one, keeps the link of a hook beyond the daemon's end, by a
+	// name, and Drop gives it up: a second home beside its pin.
+	Store func(name string, f *os.File) error
+	Drop  func(name string) error
 }
 
 // Daemon is a daemon that runs.

@@ -110,7 +110,7 @@ func (s *session) transact(ctx context.Context, c *varlink.Call, t arbiter.Trans
 		return err
 	}
 	s.tellApplied(t.Hook, applied)
-	reply := wire.Applied{Before: &applied.Before, After: &applied.After, Diff: &applied.Diff}
+	reply := wire.Applied{Outcome: outcome(applied)}
 	if len(applied.Leases) > 0 {
 		return s.hold(ctx, c, reply, applied)
 	}
@@ -118,6 +118,10 @@ func (s *session) transact(ctx context.Context, c *varlink.Call, t arbiter.Trans
 		return err
 	}
 	return s.acknowledged(applied.Acknowledge, confirm)
+}
+
+func outcome(a *arbiter.Applied) wire.Outcome {
+	return wire.Outcome{Before: &a.Before, After: &a.After, Diff: &a.Diff}
 }
 
 // change makes a transaction on the client's behalf. Held members are for who takes
@@ -225,8 +229,7 @@ func (s *session) adopt(ctx context.Context, c *varlink.Call, p wire.Adopt) erro
 		}
 		s.daemon.tell(wire.Event{Kind: wire.Adopted, Interface: h.Name(), Netns: h.Namespace().ID(), Owner: &s.owner})
 		err = c.Reply(wire.AdoptReply{
-			Applied:   wire.Applied{Before: &adopted.Before, After: &adopted.After, Diff: &adopted.Diff},
-			ProgramID: adopted.ProgramID, Gap: adopted.Gap,
+			Outcome: outcome(adopted.Applied), ProgramID: adopted.ProgramID, Gap: adopted.Gap,
 		})
 		if err != nil {
 			return err

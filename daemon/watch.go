@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
@@ -22,10 +24,12 @@ type watcher struct {
 	told map[memberKey]uint32
 	// drift is what was said of each hook's drift, so that it is said once.
 	drift map[string]string
+	// stored are the links of hooks that are in the store.
+	stored map[uint32]bool
 }
 
 func newWatcher(d *Daemon) *watcher {
-	return &watcher{daemon: d, pokes: make(chan struct{}, 1), told: map[memberKey]uint32{}, drift: map[string]string{}}
+	return &watcher{daemon: d, pokes: make(chan struct{}, 1), told: map[memberKey]uint32{}, drift: map[string]string{}, stored: map[uint32]bool{}}
 }
 
 // poke has the watcher look soon.
@@ -48,6 +52,10 @@ func (w *watcher) run(ctx context.Context) {
 		}
 		if err := w.look(ctx); err != nil && ctx.Err() == nil {
 			w.daemon.log.Warn("what is attached can't be looked at", "error", err)
+			continue
+		}
+		if w.daemon.config.Alive != nil {
+			w.daemon.config.Alive()
 		}
 	}
 }
@@ -95,6 +103,7 @@ func (w *watcher) look(ctx context.Context) error {
 		}
 	}
 	w.told = told
+	w.store(chains)
 	w.tellDrift(ctx, chains, drift)
 	return nil
 }
@@ -132,6 +141,52 @@ func (w *watcher) forget(ctx context.Context, c arbiter.ChainState, dead int) {
 	}
 }
 
+// store keeps the links of hooks in the store, and what is no hook's any more out of it.
+func (w *watcher) store(chains []arbiter.ChainState) {
+	config := w.daemon.config
+	if config.Store == nil {
+		return
+	}
+	now := map[uint32]bool{}
+	for _, c := range chains {
+		if c.Changing {
+			now[c.LinkID] = w.stored[c.LinkID]
+			continue
+		}
+		if !c.Pinned || c.LinkID == 0 {
+			continue
+		}
+		now[c.LinkID] = true
+		if w.stored[c.LinkID] {
+			continue
+		}
+		if err := storeLink(config, c.LinkID); err != nil {
+			w.daemon.log.Warn("a link can't be stored", "interface", c.Interface, "error", err)
+		}
+	}
+	for id := range w.stored {
+		if !now[id] {
+			if err := config.Drop(storeName(id)); err != nil {
+				w.daemon.log.Warn("a link can't be dropped from the store", "error", err)
+			}
+		}
+	}
+	w.stored = now
+}
+
+func storeName(link uint32) string { return fmt.Sprintf("link-%d", link) }
+
+func storeLink(config Config, id uint32) error {
+	link, err := xdp.OpenID(id)
+	if err != nil {
+		return err
+	}
+	// It owns the descriptor from then on.
+	f := os.NewFile(uintptr(link.FD()), storeName(id))
+	defer f.Close()
+	return config.Store(storeName(id), f)
+}
+
 // tellDrift tells of what is not as Holdfast has left it, once, and has what is declared
 // made anew.
 func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, drift map[string]string) {
@@ -141,7 +196,12 @@ func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, dr
 			continue
 		}
 		found, err := w.daemon.arbiter.Find(c.Entry)
+		repinned, pinErr := w.daemon.arbiter.Repin(ctx, c.Entry)
 		switch {
+		case repinned && pinErr == nil:
+			why += ", and has been made again"
+		case pinErr != nil:
+			why += fmt.Sprintf(", and can't be made again: %s", pinErr)
 		case err != nil:
 		case !found.Interface:
 			why = "its interface is gone"

@@ -7,9 +7,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/daemon"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -177,5 +181,87 @@ func TestDriftIsTold(t *testing.T) {
 	if err := c.call("Collect", wire.Collect{}, nil); err != nil {
 		t.Error(err)
 	}
+	p.empty()
+}
+
+func TestAPinThatWasRemovedIsMadeAgain(t *testing.T) {
+	p := newPlace(t)
+	c := p.connect()
+	if err := c.attach("a", "pass"); err != nil {
+		t.Fatal(err)
+	}
+	pins, err := filepath.Glob(filepath.Join(p.bpffs, "*", "link"))
+	if err != nil || len(pins) != 1 {
+		t.Fatalf("the pins are %v (%v)", pins, err)
+	}
+	// Somebody else keeps the link, as the store does.
+	link, err := xdp.OpenPinned(pins[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer link.Close()
+	if err := os.Remove(pins[0]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pin to be there again", func() bool {
+		_, err := os.Stat(pins[0])
+		return err == nil
+	})
+	if err := c.detach("a"); err != nil {
+		t.Error(err)
+	}
+	p.empty()
+}
+
+func TestLinksAreStoredAndDropped(t *testing.T) {
+	p := newPlace(t)
+	p.stop()
+	var mutex sync.Mutex
+	stored := map[string]*os.File{}
+	p.change = func(config *daemon.Config) {
+		config.Store = func(name string, f *os.File) error {
+			mutex.Lock()
+			defer mutex.Unlock()
+			fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+			stored[name] = os.NewFile(uintptr(fd), name)
+			return err
+		}
+		config.Drop = func(name string) error {
+			mutex.Lock()
+			defer mutex.Unlock()
+			stored[name].Close()
+			delete(stored, name)
+			return nil
+		}
+	}
+	p.start()
+	count := func(n int) func() bool {
+		return func() bool {
+			mutex.Lock()
+			defer mutex.Unlock()
+			return len(stored) == n
+		}
+	}
+	c := p.connect()
+	if err := c.attach("a", "pass"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the link to be stored", count(1))
+	// Without its pin it goes on.
+	pins, err := filepath.Glob(filepath.Join(p.bpffs, "*", "link"))
+	if err != nil || len(pins) != 1 {
+		t.Fatalf("the pins are %v (%v)", pins, err)
+	}
+	if err := os.Remove(pins[0]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pin to be there again", func() bool {
+		_, err := os.Stat(pins[0])
+		return err == nil
+	})
+	if err := c.detach("a"); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the link to be dropped", count(0))
 	p.empty()
 }

@@ -27,7 +27,9 @@ type place struct {
 	bpffs, etc, socket string
 	veth               *kerneltest.Veth
 	daemon             *daemon.Daemon
-	stop               func()
+	// change, if there is one, changes the configuration of the next daemon.
+	change func(*daemon.Config)
+	stop   func()
 }
 
 func newPlace(t *testing.T) *place {
@@ -63,11 +65,15 @@ func (p *place) write(name, text string) {
 func (p *place) start() {
 	p.Helper()
 	ready := make(chan bool, 1)
-	d, err := daemon.Start(daemon.Config{
+	config := daemon.Config{
 		Socket: p.socket, Dir: p.etc, State: arbiter.Options{Dir: p.bpffs}, Version: "test",
 		Log:   slog.New(slog.NewTextHandler(testWriter{p.T}, nil)),
 		Ready: func() { ready <- true },
-	})
+	}
+	if p.change != nil {
+		p.change(&config)
+	}
+	d, err := daemon.Start(config)
 	if err != nil {
 		p.Fatal(err)
 	}

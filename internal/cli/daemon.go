@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/client"
 	"github.com/holdfast-bpf/holdfast/daemon"
+	"github.com/holdfast-bpf/holdfast/internal/systemd"
 	"github.com/holdfast-bpf/holdfast/policy"
 )
 
@@ -39,11 +40,23 @@ that can't be read leaves the one in force as it is.`,
 				return usagef("--embedded is to do without a daemon, and this is one")
 			}
 			socket := cmp.Or(a.socket, a.env.Getenv("HOLDFAST_SOCKET"), client.DefaultSocket)
-			a.raiseMemlock()
-			d, err := daemon.Start(daemon.Config{
+			service, err := systemd.Start()
+			if err != nil {
+				return err
+			}
+			defer service.Close()
+			config := daemon.Config{
 				Socket: socket, Dir: dir, State: a.stateOptions(), Version: ownVersion(), Log: a.log,
-				Ready: func() { a.log.Info("ready", "socket", socket) },
-			})
+				Ready: func() {
+					a.log.Info("ready", "socket", socket)
+					a.notified(service.Ready())
+				},
+			}
+			if err := a.withService(&config, service); err != nil {
+				return err
+			}
+			a.raiseMemlock()
+			d, err := daemon.Start(config)
 			if err != nil {
 				return err
 			}
@@ -51,14 +64,49 @@ that can't be read leaves the one in force as it is.`,
 			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, unix.SIGTERM)
 			defer stop()
 			defer onHangup(ctx, func() {
+				a.notified(service.Reloading())
 				// What is wrong has been logged, and the daemon goes on as before.
 				_ = d.Reload()
+				a.notified(service.Ready())
 			})()
+			defer func() { a.notified(service.Stopping()) }()
 			return d.Serve(ctx)
 		},
 	}
 	c.Flags().StringVar(&dir, "config", policy.Dir, "directory of the policy and of what is declared")
 	return c
+}
+
+// withService has the daemon use what systemd has given: a socket that it listens at,
+// the watchdog, and the descriptor store.
+func (a *app) withService(config *daemon.Config, service *systemd.Service) error {
+	for _, d := range service.Descriptors {
+		if d.Name != listenerName {
+			continue // stored links have done their duty by not having ended
+		}
+		var err error
+		if config.Listener, err = d.Listener(); err != nil {
+			return err
+		}
+	}
+	if service.Watchdog > 0 {
+		config.Alive = func() { a.notified(service.Watching()) }
+	}
+	if service.Enabled() {
+		config.Store = func(name string, f *os.File) error { return service.Store(name, f) }
+		config.Drop = service.Remove
+	}
+	return nil
+}
+
+// listenerName is the one that the socket's unit gives its descriptor.
+const listenerName = "holdfast"
+
+// notified says that systemd could not be told something, which is no reason to end.
+func (a *app) notified(err error) {
+	if err != nil {
+		a.log.Warn("systemd can't be told", "error", err)
+	}
 }
 
 // onHangup calls f at each SIGHUP, until what it returns is called.

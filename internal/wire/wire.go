@@ -105,13 +105,18 @@ type Set struct {
 	Placing
 }
 
-// Applied is a reply to one of them.
-type Applied struct {
+// Outcome is what became of a chain.
+type Outcome struct {
 	Before *owned.Chain `json:"before,omitempty"`
 	After  *owned.Chain `json:"after,omitempty"`
 	Diff   *owned.Diff  `json:"diff,omitempty"`
-	Leases []Lease      `json:"leases,omitempty"`
-	Event  *Event       `json:"event,omitempty"`
+}
+
+// Applied is a reply to one of them. Only those that add or replace have leases.
+type Applied struct {
+	Outcome
+	Leases []Lease `json:"leases,omitempty"`
+	Event  *Event  `json:"event,omitempty"`
 }
 
 // Lease is a held member, with the numbers of its descriptors.
@@ -170,7 +175,7 @@ type Adopt struct {
 
 // AdoptReply is what was taken over.
 type AdoptReply struct {
-	Applied
+	Outcome
 	ProgramID uint32        `json:"program_id"`
 	Gap       time.Duration `json:"gap"`
 }
