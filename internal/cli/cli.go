@@ -145,7 +145,8 @@ func usagef(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
 
-// statusError is another command's exit code, passed through silently.
+// statusError is an exit code without a message: another command's, or that of a
+// result which says what is wrong.
 type statusError struct{ code int }
 
 func (e *statusError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
@@ -235,7 +236,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 drift, 4 conflict, 5 not permitted,
 	root.AddCommand(
 		a.attachCommand(), a.replaceCommand(), a.detachCommand(), a.setCommand(), a.runCommand(),
 		a.lockCommand(), a.unlockCommand(), a.adoptCommand(), a.applyCommand(), a.exportCommand(),
-		a.daemonCommand(), a.statusCommand(), a.featuresCommand(), a.gcCommand(), a.xdpLoaderCommand(),
+		a.daemonCommand(), a.statusCommand(), a.featuresCommand(), a.gcCommand(), a.doctorCommand(), a.xdpLoaderCommand(),
 		a.versionCommand(), a.completionCommand(), a.holdCommand(),
 	)
 	root.SetHelpCommand(helpCommand())

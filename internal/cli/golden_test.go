@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/features"
+	"github.com/holdfast-bpf/holdfast/internal/doctor"
 	"github.com/holdfast-bpf/holdfast/internal/procfs"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -323,6 +324,21 @@ func TestFeaturesArePrintedAsTheyWere(t *testing.T) {
 	}
 	golden(t, "features-interface.json", printed(t, "json", func(a *app) error { return a.printDevice(device) }))
 	golden(t, "features-interface.table", printed(t, "table", func(a *app) error { return a.printDevice(device) }))
+}
+
+func TestChecksArePrintedAsTheyWere(t *testing.T) {
+	well := []doctor.Check{
+		{Name: "kernel", Result: doctor.OK, What: "the kernel has what owned hooks need"},
+		{Name: "socket", Result: doctor.Note, What: "there is no socket", Mend: "start `holdfast daemon`"},
+	}
+	golden(t, "doctor.json", printed(t, "json", func(a *app) error { return a.printChecks(well) }))
+	wrong := append(well, doctor.Check{Name: "stale", Result: doctor.Problem, What: "c1-2: its interface is gone", Mend: "holdfast gc"})
+	golden(t, "doctor.table", printed(t, "table", func(a *app) error {
+		if err := a.printChecks(wrong); ExitCode(err) != exitDrift {
+			t.Errorf("the error is %v, and the exit code %d", err, ExitCode(err))
+		}
+		return nil
+	}))
 }
 
 func TestVersionsArePrintedAsTheyWere(t *testing.T) {
