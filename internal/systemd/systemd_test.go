@@ -51,7 +51,7 @@ func service() error {
 	fmt.Println("watchdog", s.Watchdog)
 	for _, d := range s.Descriptors {
 		if flags, err := unix.FcntlInt(d.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
-			return fmt.Errorf("descriptor %q is inherited by others (%v)", d.Name, err)
+			return fmt.Errorf("descriptor %q is inherited by others (%w)", d.Name, err)
 		}
 		if d.Name != "socket" {
 			b, err := io.ReadAll(d)
