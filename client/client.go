@@ -172,8 +172,13 @@ func refused(err error) (error, bool) {
 
 // retry has f called with a connection until the daemon has answered, or patience ends.
 // f is told of each connection once, and gives it back, or closes it.
-func (c *Client) retry(ctx context.Context, f func(*varlink.Conn) error) error {
+//
+// A daemon that ended while it was asked may have done what it was asked for. settle, if
+// there is one, is told of what is refused after that: it returns nil where that is
+// because it was done, errAgain to be asked again, and else the error.
+func (c *Client) retry(ctx context.Context, f func(*varlink.Conn) error, settle func(error) error) error {
 	deadline := time.Now().Add(c.options.Patience)
+	unsure := false
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		conn, fresh, err := c.get(ctx)
 		if err == nil {
@@ -183,8 +188,19 @@ func (c *Client) retry(ctx context.Context, f func(*varlink.Conn) error) error {
 			}
 			var known bool
 			if err, known = refused(err); known {
-				return err
+				settled := err
+				if unsure && settle != nil {
+					settled = settle(err)
+				}
+				switch {
+				case !errors.Is(settled, errAgain):
+					return settled
+				case time.Now().After(deadline):
+					return err
+				}
+				fresh = true // it has answered
 			}
+			unsure = true
 		} else if !errors.Is(err, ErrNoDaemon) {
 			return err
 		}
@@ -204,6 +220,9 @@ func (c *Client) retry(ctx context.Context, f func(*varlink.Conn) error) error {
 	}
 }
 
+// errAgain says that a call is to be made again.
+var errAgain = errors.New("ask again")
+
 // call calls a method that changes nothing, or that may be called twice.
 func (c *Client) call(ctx context.Context, method string, in, out any, files ...*os.File) error {
 	return c.retry(ctx, func(conn *varlink.Conn) error {
@@ -218,11 +237,11 @@ func (c *Client) call(ctx context.Context, method string, in, out any, files ...
 		}
 		c.put(conn)
 		return got.Close()
-	})
+	}, nil)
 }
 
 // confirmed calls a method whose effect is to be acknowledged on the same connection.
-func (c *Client) confirmed(ctx context.Context, method string, in, out any, files ...*os.File) (arbiter.Acknowledge, error) {
+func (c *Client) confirmed(ctx context.Context, method string, settle func(error) error, in, out any, files ...*os.File) (arbiter.Acknowledge, error) {
 	var used *varlink.Conn
 	err := c.retry(ctx, func(conn *varlink.Conn) error {
 		got, err := conn.Call(ctx, wire.Interface+"."+method, in, out, files...)
@@ -236,8 +255,8 @@ func (c *Client) confirmed(ctx context.Context, method string, in, out any, file
 		}
 		used = conn
 		return got.Close()
-	})
-	if err != nil {
+	}, settle)
+	if err != nil || used == nil {
 		return nil, err
 	}
 	var once sync.Once
@@ -369,11 +388,50 @@ func (c *Client) Apply(ctx context.Context, t arbiter.Transaction) (*arbiter.App
 	}
 	in.Confirm = !t.DryRun
 	var out wire.Applied
-	ack, err := c.confirmed(ctx, "Apply", in, &out, m.files...)
+	ack, err := c.confirmed(ctx, "Apply", func(err error) error { return c.made(t, err) }, in, &out, m.files...)
 	if err != nil {
 		return nil, err
 	}
 	return applied(out.Outcome, ack), nil
+}
+
+// made tells whether the chain is as a transaction, which was refused, would make it:
+// then an earlier call has made it, whose answer was lost. It returns the refusal where
+// the chain is otherwise.
+func (c *Client) made(t arbiter.Transaction, refusal error) error {
+	if !owned.IsConflict(refusal) && !errors.Is(refusal, owned.ErrNoMember) && !errors.Is(refusal, xdp.ErrNotAttached) {
+		return refusal
+	}
+	st, err := c.At(t.Hook)
+	if err != nil {
+		return refusal
+	}
+	members := map[string]arbiter.MemberStatus{}
+	if st != nil && st.Chain != nil {
+		for _, m := range st.Chain.Members {
+			members[m.Name] = m
+		}
+	}
+	for _, change := range t.Changes {
+		m, there := members[change.Name]
+		switch change.Op {
+		case owned.Remove:
+			if there {
+				return refusal
+			}
+		case owned.Add:
+			complete, loads, err := change.Complete(t.Hook.String())
+			if err != nil {
+				return refusal
+			}
+			if m, there = members[complete.Name]; !there || m.Digest != loads.Digest || m.Owner.PID != os.Getpid() {
+				return refusal
+			}
+		default:
+			return refusal // which would not have been refused for having been made
+		}
+	}
+	return nil
 }
 
 func applied(out wire.Outcome, ack arbiter.Acknowledge) *arbiter.Applied {
@@ -403,7 +461,7 @@ func (c *Client) Adopt(ctx context.Context, r arbiter.AdoptRequest) (*arbiter.Ad
 		return nil, err
 	}
 	var out wire.AdoptReply
-	ack, err := c.confirmed(ctx, "Adopt", wire.Adopt{Hook: hook, Object: *o, Name: r.Name, Confirm: true}, &out, m.files...)
+	ack, err := c.confirmed(ctx, "Adopt", nil, wire.Adopt{Hook: hook, Object: *o, Name: r.Name, Confirm: true}, &out, m.files...)
 	if err != nil {
 		return nil, err
 	}
@@ -427,7 +485,7 @@ func (c *Client) edit(ctx context.Context, method string, h *xdp.Hook) (arbiter.
 	if err != nil {
 		return nil, err
 	}
-	return c.confirmed(ctx, method, wire.Lock{Hook: hook, Confirm: true}, nil, m.files...)
+	return c.confirmed(ctx, method, nil, wire.Lock{Hook: hook, Confirm: true}, nil, m.files...)
 }
 
 // At returns what is attached at the hook, nil where nothing is.

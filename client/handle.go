@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
 	"github.com/holdfast-bpf/holdfast/varlink"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -79,6 +80,11 @@ func (c *Client) applyHeld(ctx context.Context, in wire.Apply, files []*os.File)
 		}
 		g.start()
 		return nil
+	}, func(err error) error {
+		if errors.Is(err, owned.ErrExists) {
+			return errAgain // what was made ends, because nobody got its descriptors
+		}
+		return err
 	})
 	if err != nil {
 		return nil, err

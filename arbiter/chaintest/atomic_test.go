@@ -2,18 +2,10 @@ package chaintest
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
-	"os"
 	"slices"
-	"sync/atomic"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain"
@@ -21,116 +13,6 @@ import (
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/object"
 )
-
-const markPort = 7777
-
-// traffic is a bounded stream of numbered packets to a hook, and what each of
-// them tells about the members that it met.
-type traffic struct {
-	begun   atomic.Uint64 // the number of the last packet that may be under way
-	stop    chan struct{}
-	done    chan struct{}
-	sink    *net.UDPConn
-	arrived chan struct{}
-	packets []packet
-}
-
-// packet is one that arrived: its number, and the marks of the members that it
-// met.
-type packet struct {
-	number uint64
-	marks  []byte
-}
-
-const (
-	mostPackets = 3_000_000
-	mostTime    = time.Minute
-	perSecond   = 5_000
-)
-
-func startTraffic(p *place) *traffic {
-	p.Helper()
-	f := &traffic{stop: make(chan struct{}), done: make(chan struct{}), arrived: make(chan struct{})}
-	addr := &net.UDPAddr{IP: p.veth.NearAddr.AsSlice(), Port: markPort}
-	var source *net.UDPConn
-	p.veth.Near.In(p, func() (err error) {
-		f.sink, err = net.ListenUDP("udp4", addr)
-		return err
-	})
-	if err := f.sink.SetReadBuffer(8 << 20); err != nil {
-		p.Fatal(err)
-	}
-	p.veth.Far.In(p, func() (err error) {
-		source, err = net.DialUDP("udp4", nil, addr)
-		return err
-	})
-	raw, err := source.SyscallConn()
-	if err != nil {
-		p.Fatal(err)
-	}
-	// The members change what a checksum would be of.
-	var noCheck error
-	if err := raw.Control(func(fd uintptr) { noCheck = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1) }); err != nil || noCheck != nil {
-		p.Fatal(err, noCheck)
-	}
-	go f.send(source)
-	go f.receive()
-	p.Cleanup(func() { f.end() })
-	return f
-}
-
-// end stops sending, and returns what has arrived.
-func (f *traffic) end() []packet {
-	select {
-	case <-f.stop:
-	default:
-		close(f.stop)
-	}
-	<-f.done
-	_ = f.sink.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // for what is under way
-	<-f.arrived
-	f.sink.Close()
-	return f.packets
-}
-
-func (f *traffic) send(c *net.UDPConn) {
-	defer close(f.done)
-	defer c.Close()
-	payload := make([]byte, 8+1+16)
-	start := time.Now()
-	for n := uint64(1); n <= mostPackets; n++ {
-		binary.LittleEndian.PutUint64(payload, n)
-		if n%16 == 0 {
-			elapsed := time.Since(start)
-			select {
-			case <-f.stop:
-				return
-			default:
-			}
-			if elapsed > mostTime {
-				return
-			}
-			time.Sleep(time.Duration(n)*time.Second/perSecond - elapsed)
-		}
-		f.begun.Store(n) // before it can meet anything
-		_, _ = c.Write(payload)
-	}
-}
-
-func (f *traffic) receive() {
-	defer close(f.arrived)
-	b := make([]byte, 2048)
-	for {
-		n, err := f.sink.Read(b)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, net.ErrClosed):
-			return
-		case err != nil || n != 8+1+16 || b[8] > 16:
-			continue
-		}
-		f.packets = append(f.packets, packet{binary.LittleEndian.Uint64(b), slices.Clone(b[9 : 9+b[8]])})
-	}
-}
 
 // state is a chain between two transactions, as packets can tell.
 type state struct {
@@ -144,21 +26,21 @@ type state struct {
 // check follows the packets through the states. Each must have met exactly one
 // state, none may have met an older one than a packet before it, and none an
 // older one than was in force when it was sent.
-func check(t *testing.T, states []state, packets []packet) {
+func check(t *testing.T, states []state, packets []kerneltest.Marked) {
 	t.Helper()
 	at, exceptions := 0, 0
 	for _, p := range packets {
-		for at+1 < len(states) && p.number > states[at+1].after {
+		for at+1 < len(states) && p.Number > states[at+1].after {
 			at++
 		}
 		was := at
-		for at < len(states) && !slices.Equal(states[at].marks, p.marks) {
+		for at < len(states) && !slices.Equal(states[at].marks, p.Marks) {
 			at++
 		}
 		if at == len(states) {
 			at = was
 			if exceptions++; exceptions < 10 {
-				t.Errorf("packet %d met %v; the chain was %v then, and then %v", p.number, p.marks, states[at].marks, states[min(at+1, len(states)-1)].marks)
+				t.Errorf("packet %d met %v; the chain was %v then, and then %v", p.Number, p.Marks, states[at].marks, states[min(at+1, len(states)-1)].marks)
 			}
 		}
 	}
@@ -278,15 +160,15 @@ func testAtomic(t *testing.T, engine arbiter.Engine, rounds int) {
 		{Change: owned.Change{Op: owned.Add, Name: "b"}, Object: c.object("b"), Load: markOptions(false)},
 	})
 	states := []state{{marks: c.seen()}}
-	f := startTraffic(p)
+	f := kerneltest.StartMarked(p.T, p.veth)
 	changes := 0
 	for range rounds {
 		transaction := c.transaction()
 		changes += len(transaction)
 		apply(transaction)
-		states = append(states, state{c.seen(), f.begun.Load()})
+		states = append(states, state{c.seen(), f.Begun()})
 	}
-	packets := f.end()
+	packets := f.End()
 	check(t, states, packets)
 	// There have to be some packets for each transaction, or nothing is shown.
 	if len(packets) < 2*rounds {

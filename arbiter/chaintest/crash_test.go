@@ -148,7 +148,7 @@ func markPacket() []byte {
 	b[12], b[13] = 0x08, 0x00 // IPv4
 	b[14] = 4<<4 | 5
 	b[14+9] = 17 // UDP
-	b[14+20+2], b[14+20+3] = markPort>>8, markPort&0xff
+	b[14+20+2], b[14+20+3] = kerneltest.MarkPort>>8, kerneltest.MarkPort&0xff
 	return b
 }
 

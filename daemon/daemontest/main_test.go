@@ -19,7 +19,9 @@ import (
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
-func TestMain(m *testing.M) { kerneltest.Main(m, kerneltest.Commands{}) }
+func TestMain(m *testing.M) {
+	kerneltest.Main(m, kerneltest.Commands{"serve": serve, "crowd": serving})
+}
 
 // place is an interface in a namespace of its own, with a daemon.
 type place struct {
