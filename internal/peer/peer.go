@@ -7,8 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strconv"
-	"strings"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -32,7 +31,9 @@ type Peer struct {
 	Comm   string
 	Cgroup string
 	// Exe is the path of its program as the process itself sees it, and Vouched
-	// tells that this is the program that has that path here.
+	// tells that this is the program that has that path on the host: in a mount
+	// namespace of its own a process could have any at any path, and any library
+	// with it.
 	Exe     string
 	Vouched bool
 	// Contained tells that the process is in other user or process namespaces than
@@ -40,6 +41,8 @@ type Peer struct {
 	Contained bool
 
 	pidfd *os.File
+	// exact tells that the kernel gave the process itself, and not only its pid.
+	exact bool
 }
 
 // ErrEnded says that the process that connected has ended.
@@ -48,8 +51,9 @@ var ErrEnded = errors.New("the process that connected has ended")
 // soPeerPidfd is SO_PEERPIDFD. Since Linux 6.5.
 const soPeerPidfd = 77
 
-// Of tells who connected. Before Linux 6.5 the process is found by its pid alone: one
-// that ended in the moment since, and whose pid was used again, is taken for another.
+// Of tells who connected. Before Linux 6.5 the process is found by its pid alone: where
+// it has ended since, and another process of the same user has got its pid, it is that
+// one which is looked at. A process of another user is never taken for it.
 // The error is ErrEnded where it has ended, and one of its own where it is in no
 // process namespace that can be seen from here.
 func Of(conn *net.UnixConn) (*Peer, error) {
@@ -84,6 +88,7 @@ func (p *Peer) connected(fd int) error {
 		return err
 	}
 	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, soPeerPidfd)
+	p.exact = err == nil
 	if errors.Is(err, unix.ENOPROTOOPT) {
 		pidfd, err = unix.PidfdOpen(p.PID, 0)
 	}
@@ -133,12 +138,21 @@ func (p *Peer) look() error {
 	p.Exe, p.Vouched = exe(p.PID)
 	p.Contained = Container(p.Cgroup) != ""
 	for _, kind := range []string{"user", "pid"} {
-		same, err := sameNamespace(p.PID, kind)
+		same, err := sameNamespace(p.PID, "self", kind)
 		if err != nil && !errors.Is(err, os.ErrPermission) {
 			return err
 		}
 		if !same {
 			p.Contained = true // also where it can't be told
+		}
+	}
+	if !p.exact {
+		uids, err := procfs.UIDs(p.PID)
+		if err != nil {
+			return errors.Join(ErrEnded, err)
+		}
+		if !slices.Contains(uids, p.UID) {
+			return ErrEnded // its pid is another user's process's by now
 		}
 	}
 	if !p.Alive() {
@@ -147,7 +161,8 @@ func (p *Peer) look() error {
 	return nil
 }
 
-// exe reads what the process runs, and whether the same file has that path here.
+// exe reads what the process runs, and whether the same file has that path on the host:
+// for process 1, because the daemon's own unit hides files from it.
 func exe(pid int) (path string, vouched bool) {
 	link := fmt.Sprintf("/proc/%d/exe", pid)
 	path, err := os.Readlink(link)
@@ -158,16 +173,21 @@ func exe(pid int) (path string, vouched bool) {
 	if err != nil {
 		return path, false
 	}
-	ours, err := os.Stat(path)
-	return path, err == nil && os.SameFile(its, ours)
+	ours, err := os.Stat("/proc/1/root" + path)
+	if err != nil || !os.SameFile(its, ours) {
+		return path, false
+	}
+	same, err := sameNamespace(pid, "1", "mnt")
+	return path, err == nil && same
 }
 
-func sameNamespace(pid int, kind string) (bool, error) {
+// sameNamespace tells whether the process is in the other's namespace of the kind.
+func sameNamespace(pid int, other, kind string) (bool, error) {
 	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
 	if err != nil {
 		return false, err
 	}
-	ours, err := os.Readlink("/proc/self/ns/" + kind)
+	ours, err := os.Readlink("/proc/" + other + "/ns/" + kind)
 	return its == ours, err
 }
 
@@ -200,49 +220,4 @@ func (p *Peer) Close() error {
 		return nil
 	}
 	return p.pidfd.Close()
-}
-
-// Unit is the unit of the system's manager that a cgroup's path belongs to, empty
-// where there is none. It is the outermost: below it are those that a user or a
-// container has, and calls what it likes.
-func Unit(cgroup string) string {
-	for part := range strings.SplitSeq(cgroup, "/") {
-		if strings.HasSuffix(part, ".service") || strings.HasSuffix(part, ".scope") {
-			return unescape(part)
-		}
-	}
-	return ""
-}
-
-// unescape undoes what systemd does to names that the kernel gives a meaning.
-func unescape(part string) string { return strings.TrimPrefix(part, "_") }
-
-// Container is the id of the container that a cgroup's path belongs to, as Docker,
-// Podman, containerd, CRI-O, LXC and systemd-nspawn write it; empty where there is
-// none.
-func Container(cgroup string) string {
-	parts := strings.Split(cgroup, "/")
-	for i, part := range parts {
-		for _, prefix := range []string{"docker-", "libpod-", "cri-containerd-", "crio-", "lxc.payload.", "machine-", "nspawn-"} {
-			if id, ok := strings.CutPrefix(part, prefix); ok && id != "" {
-				return strings.TrimSuffix(id, ".scope")
-			}
-		}
-		if (part == "docker" || part == "lxc") && i+1 < len(parts) {
-			return parts[i+1]
-		}
-		if last := parts[len(parts)-1]; strings.HasPrefix(part, "kubepods") && isID(last) {
-			return last
-		}
-	}
-	return ""
-}
-
-// isID tells whether it is the hash that containers are named by.
-func isID(s string) bool {
-	if len(s) != 64 {
-		return false
-	}
-	_, err := strconv.ParseUint(s[:16], 16, 64)
-	return err == nil
 }

@@ -239,9 +239,44 @@ func Cgroup(pid int) string {
 		return ""
 	}
 	for line := range strings.Lines(string(b)) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+		if path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
 			return path
 		}
 	}
 	return ""
+}
+
+// UIDs are the process's real, effective, saved and file system's uid.
+func UIDs(pid int) ([]int, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("%w: %d", ErrNoProcess, pid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return parseUIDs(string(b))
+}
+
+func parseUIDs(status string) ([]int, error) {
+	for line := range strings.Lines(status) {
+		// The command's name comes before, with its line ends escaped.
+		value, ok := strings.CutPrefix(line, "Uid:")
+		if !ok {
+			continue
+		}
+		fields := strings.Fields(value)
+		uids := make([]int, len(fields))
+		for n, field := range fields {
+			uid, err := strconv.ParseUint(field, 10, 32)
+			if err != nil {
+				return nil, fmt.Errorf("/proc/PID/status: %w", err)
+			}
+			uids[n] = int(uid)
+		}
+		if len(uids) == 4 {
+			return uids, nil
+		}
+	}
+	return nil, errors.New("/proc/PID/status: no four uids")
 }

@@ -214,3 +214,29 @@ func BenchmarkScan(b *testing.B) {
 		}
 	}
 }
+
+func TestTheUIDsOfAProcessAreRead(t *testing.T) {
+	for _, c := range []struct {
+		name, status string
+		want         []int // nil: an error
+	}{
+		{"as the kernel has it", "Name:\tx\nUmask:\t0022\nState:\tS (sleeping)\nUid:\t1000\t0\t0\t4294967295\nGid:\t1\t2\t3\t4\n", []int{1000, 0, 0, 4294967295}},
+		{"a name that looks like the line", "Name:\tUid:\t0\nUid:\t1\t1\t1\t1\n", []int{1, 1, 1, 1}},
+		{"none", "Name:\tx\n", nil},
+		{"three", "Uid:\t1\t1\t1\n", nil},
+		{"no number", "Uid:\t1\t1\t1\tx\n", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := parseUIDs(c.status)
+			if !slices.Equal(got, c.want) || (err == nil) != (c.want != nil) {
+				t.Errorf("got %v (%v), want %v", got, err, c.want)
+			}
+		})
+	}
+	if got, err := UIDs(os.Getpid()); err != nil || got[0] != os.Getuid() || got[1] != os.Geteuid() {
+		t.Errorf("the own ones are %v (%v)", got, err)
+	}
+	if _, err := UIDs(1 << 30); !errors.Is(err, ErrNoProcess) {
+		t.Errorf("of no process: %v", err)
+	}
+}

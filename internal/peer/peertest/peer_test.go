@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -21,7 +22,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kerneltest.Main(m, kerneltest.Commands{"connect": connect})
+	kerneltest.Main(m, kerneltest.Commands{"connect": connect, "wait": wait})
 }
 
 // connect connects to the socket of that path, and waits for its input to end.
@@ -34,6 +35,11 @@ func connect(args []string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+func wait([]string) int {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	return 0
 }
@@ -190,4 +196,73 @@ func TestWhoHasEndedIsNobody(t *testing.T) {
 			t.Errorf("got %+v, %v", p, err)
 		}
 	})
+}
+
+func TestNothingIsVouchedForInAMountNamespaceOfItsOwn(t *testing.T) {
+	p := look(t, func(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS} })
+	if p.Vouched {
+		t.Errorf("%s is vouched for", p.Exe)
+	}
+}
+
+func TestAPidThatIsUsedAgainIsNotTakenForTheOneThatConnected(t *testing.T) {
+	// Kernels that tell no more than the pid can't tell one user's processes apart.
+	pidOnly := false
+	if fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0); err == nil {
+		fd, err := unix.GetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		if pidOnly = errors.Is(err, unix.ENOPROTOOPT); err == nil {
+			unix.Close(fd)
+		}
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+	}
+	as := func(uid uint32) func(*exec.Cmd) {
+		return func(cmd *exec.Cmd) {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		uid   uint32
+		taken bool
+	}{
+		{"another user's process", 1235, false},
+		{"another process of the same user", 1234, pidOnly},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			accept(t, as(1234), func(conn *net.UnixConn, cmd *exec.Cmd, in io.Closer) {
+				in.Close()
+				if err := cmd.Wait(); err != nil {
+					t.Fatal(err)
+				}
+				reuse(t, cmd.Process.Pid, as(c.uid))
+				p, err := peer.Of(conn)
+				if c.taken != (err == nil) || err != nil && !errors.Is(err, peer.ErrEnded) {
+					t.Errorf("got %+v (%v)", p, err)
+				}
+				if err == nil {
+					p.Close()
+				}
+			})
+		})
+	}
+}
+
+// reuse starts a process that has that pid.
+func reuse(t *testing.T, pid int, change func(*exec.Cmd)) {
+	t.Helper()
+	for range 1000 {
+		cmd := kerneltest.Command("wait")
+		change(cmd)
+		// The pid after it is given out next, unless a thread gets it.
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if p := kerneltest.Start(t, cmd); p.PID() == pid {
+			return
+		} else {
+			p.Kill()
+		}
+	}
+	t.Fatalf("no process has got the pid %d again", pid)
 }
