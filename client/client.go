@@ -413,10 +413,9 @@ func (c *Client) made(t arbiter.Transaction, refusal error) error {
 		}
 	}
 	for _, change := range t.Changes {
-		m, there := members[change.Name]
 		switch change.Op {
 		case owned.Remove:
-			if there {
+			if _, there := members[change.Name]; there {
 				return refusal
 			}
 		case owned.Add:
@@ -424,7 +423,7 @@ func (c *Client) made(t arbiter.Transaction, refusal error) error {
 			if err != nil {
 				return refusal
 			}
-			if m, there = members[complete.Name]; !there || m.Digest != loads.Digest || m.Owner.PID != os.Getpid() {
+			if m, there := members[complete.Name]; !there || m.Digest != loads.Digest || m.Owner.PID != os.Getpid() {
 				return refusal
 			}
 		default:

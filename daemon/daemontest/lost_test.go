@@ -133,6 +133,10 @@ func (c *crowdClient) object(mark byte) (*object.Object, error) {
 
 func (c *crowdClient) run(ctx context.Context) error {
 	client, err := holdfastclient.Open(ctx, holdfastclient.Options{Socket: c.Socket, Patience: 2 * time.Minute})
+	for errors.Is(err, holdfastclient.ErrNoDaemon) {
+		time.Sleep(5 * time.Millisecond)
+		client, err = holdfastclient.Open(ctx, holdfastclient.Options{Socket: c.Socket, Patience: 2 * time.Minute})
+	}
 	if err != nil {
 		return err
 	}
