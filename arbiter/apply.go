@@ -84,6 +84,11 @@ func (a *Arbiter) Apply(ctx context.Context, t Transaction) (*Applied, error) {
 		return nil, err
 	}
 	defer sources.close()
+	done, err := a.turns.take(ctx, hookKey(t.Hook), a.timeout)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	var raced error
 	for range tries {
 		applied, err := a.try(ctx, &t, sources)

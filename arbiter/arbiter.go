@@ -52,6 +52,7 @@ type Arbiter struct {
 	timeout time.Duration
 	log     func(msg string, args ...any)
 	lately  *lately
+	turns   *turns
 	behalf  *Behalf // nil for its own process
 }
 
@@ -95,7 +96,7 @@ func OpenReadOnly(o Options) (*Arbiter, error) {
 func Stateless(o Options) *Arbiter { return newArbiter(o, nil) }
 
 func newArbiter(o Options, root *bpffs.Root) *Arbiter {
-	a := &Arbiter{root: root, timeout: o.LockTimeout, log: o.Log, lately: &lately{}}
+	a := &Arbiter{root: root, timeout: o.LockTimeout, log: o.Log, lately: &lately{}, turns: &turns{}}
 	if a.timeout == 0 {
 		a.timeout = DefaultLockTimeout
 	}
@@ -150,9 +151,15 @@ func (a *Arbiter) Close() error {
 
 // locked is the proof that the caller holds the lock: what changes state takes
 // one.
-type locked struct{ lock *bpffs.Lock }
+type locked struct {
+	lock *bpffs.Lock
+	done func() // ends the turn in this process
+}
 
-func (l locked) unlock() { l.lock.Unlock() }
+func (l locked) unlock() {
+	l.lock.Unlock()
+	l.done()
+}
 
 func (a *Arbiter) lock(ctx context.Context) (locked, error) {
 	if a.root == nil {
@@ -160,11 +167,18 @@ func (a *Arbiter) lock(ctx context.Context) (locked, error) {
 			Op: "lock state", Err: xdp.ErrInvalid, Detail: "it was opened for looking", Hint: "open it with Open",
 		}
 	}
-	lock, err := a.root.Lock(ctx, a.timeout)
+	begin := time.Now()
+	done, err := a.turns.take(ctx, "the state", a.timeout)
+	var lock *bpffs.Lock
+	if err == nil {
+		if lock, err = a.root.Lock(ctx, a.timeout-time.Since(begin)); err != nil {
+			done()
+		}
+	}
 	if errors.Is(err, ErrLockTimeout) {
 		err = fmt.Errorf("%w: others have been changing what Holdfast attached for %s; try again, or wait longer with --lock-timeout", ErrLockTimeout, a.timeout)
 	}
-	return locked{lock}, err
+	return locked{lock, done}, err
 }
 
 // HeldError is a conflict with an attachment that Holdfast made.

@@ -231,8 +231,9 @@ func (a *Arbiter) buildLive(p *plan, s *sources, members []*source) (_ *build, e
 			return nil, err
 		}
 		b.closeLater(running)
+		b.next.Left = current.stillLeft()
 		if running.Frags() == wanted.Frags && running.DeviceBound() == (wanted.Ifindex != 0) {
-			if layout, err = live.Layout(seats(current, b.next), taken(running, current)|s.refused); err != nil {
+			if layout, err = live.Layout(seats(current, b.next), taken(running, current)|s.refused|left(b.next.Left)); err != nil {
 				return nil, err
 			}
 		}
@@ -241,6 +242,7 @@ func (a *Arbiter) buildLive(p *plan, s *sources, members []*source) (_ *build, e
 		}
 	}
 	if layout.New {
+		b.next.Left = nil
 		if layout.Slots, err = live.Fresh(len(members)); err != nil {
 			return nil, err
 		}
@@ -253,6 +255,9 @@ func (a *Arbiter) buildLive(p *plan, s *sources, members []*source) (_ *build, e
 		if err := b.setRoot(d.Program()); err != nil {
 			return nil, err
 		}
+	}
+	if !layout.New {
+		b.next.leave(current, layout.Slots)
 	}
 	for i := range b.next.Members {
 		m := &b.next.Members[i]
@@ -290,6 +295,40 @@ func seats(current, next arrangement) []live.Wanted {
 		all = append(all, w)
 	}
 	return all
+}
+
+// stillLeft are the slots that were left and whose links are there still: who held a
+// member closes its link later than it was taken out.
+func (a *arrangement) stillLeft() []leftSlot {
+	var all []leftSlot
+	for _, l := range a.Left {
+		if linkLives(l.Link) {
+			all = append(all, l)
+		}
+	}
+	return all
+}
+
+// leave remembers the slots that members leave with a change, where slots are those of
+// the members afterwards.
+func (a *arrangement) leave(before arrangement, slots []live.Slot) {
+	for _, m := range before.Members {
+		at := slices.IndexFunc(a.Members, func(n placed) bool { return n.ID == m.ID })
+		if at < 0 || slots[at] != m.Slot {
+			a.Left = append(a.Left, leftSlot{m.Slot, m.LinkID})
+		}
+	}
+	if more := len(a.Left) - mostLeft; more > 0 {
+		a.Left = a.Left[more:]
+	}
+}
+
+func left(all []leftSlot) live.Slots {
+	var slots live.Slots
+	for _, l := range all {
+		slots = slots.With(l.Slot)
+	}
+	return slots
 }
 
 // taken are the slots that packets may be in, or that a link still has, as far as

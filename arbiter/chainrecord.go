@@ -63,7 +63,20 @@ type arrangement struct {
 	ProgramID uint32 `json:"program_id,omitempty"`
 	// Members are in the order that they run in.
 	Members []placed `json:"members,omitempty"`
+	// Left are slots of a live chain that members have left, and whose links were
+	// there still: until those are gone nobody else can have the slots.
+	Left []leftSlot `json:"left,omitempty"`
 }
+
+// leftSlot is a slot that a member has left, with its link there.
+type leftSlot struct {
+	Slot live.Slot `json:"slot"`
+	Link uint32    `json:"link"`
+}
+
+// mostLeft is how many of them are remembered: of any other one the kernel says that
+// it is taken.
+const mostLeft = 24
 
 // placed is a member in an arrangement, with all that deciding about a chain
 // takes: an arrangement is one element, and read in one call.

@@ -269,6 +269,9 @@ func (s *source) asExtension(d *live.Dispatcher, slot live.Slot, running uint32)
 	}
 	if running != 0 {
 		p, err := ebpf.NewProgramFromID(ebpf.ProgramID(running))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("%w: member %q has ended", errRaced, s.name)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("open the program of member %q: %w", s.name, err)
 		}

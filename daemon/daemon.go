@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -79,6 +80,9 @@ func Start(c Config) (*Daemon, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	c.State.Log = c.Log.Info
+	if c.State.LockTimeout == arbiter.DefaultLockTimeout {
+		c.State.LockTimeout = time.Minute // for as long as many clients take
+	}
 	d := &Daemon{config: c, log: c.Log, events: newHistory()}
 	p, err := policy.Load(c.Dir)
 	if err != nil {
