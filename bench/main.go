@@ -20,9 +20,9 @@ func main() {
 
 func bench() error {
 	docs := flag.String("docs", "docs", "directory of benchmarks.md and its plots, in the module's")
-	only := flag.String("only", "", "measure only that, print it, and change no document: packets or control (in virtual machines, without root) or native")
+	only := flag.String("only", "", "measure only that and print it: packets or control (in virtual machines, without root), native, or load, which writes its own document, too")
 	interfaces := flag.Int("interfaces", 0, "run one world of that many interfaces and print its results (used by the program itself)")
-	inGuest := flag.String("guest", "", "measure chains, control or packets, with what the virtual machine has, and print the results (used by the program itself)")
+	inGuest := flag.String("guest", "", "measure chains, control, packets or load, with what is there, and print the results (used by the program itself)")
 	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces or -guest chains")
 	scratch := flag.String("scratch", "", "directory for files, with -interfaces or -guest")
 	flag.Parse()
@@ -33,6 +33,8 @@ func bench() error {
 		return chains(*holdfast, *scratch, os.Stdout)
 	case *inGuest == "control":
 		return controlHere(*scratch, os.Stdout)
+	case *inGuest == "load":
+		return loadHere(*holdfast, *scratch, os.Stdout)
 	case *inGuest == "packets":
 		return packetsHere(*scratch, os.Stdout)
 	}
@@ -60,6 +62,12 @@ func bench() error {
 	if output, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build holdfast: %w\n%s", err, output)
 	}
+	if !filepath.IsAbs(*docs) {
+		*docs = filepath.Join(root, *docs)
+	}
+	if *only == "load" {
+		return loadReport(*docs, filepath.Join(dir, "holdfast"), dir)
+	}
 	if *only != "" {
 		return printOnly(*only, dir)
 	}
@@ -83,9 +91,6 @@ func bench() error {
 	}
 	if m.control, err = control(dir); err != nil {
 		return err
-	}
-	if !filepath.IsAbs(*docs) {
-		*docs = filepath.Join(root, *docs)
 	}
 	return report(*docs, m)
 }
@@ -117,7 +122,7 @@ func printOnly(part, directory string) error {
 		controlSection(&b, c)
 		targets = controlTargets(c.results)
 	default:
-		return fmt.Errorf("there is no part %q; choose packets, native or control", part)
+		return fmt.Errorf("there is no part %q; choose packets, native, control or load", part)
 	}
 	b.WriteString("\n")
 	for _, t := range targets {

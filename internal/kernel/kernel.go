@@ -238,9 +238,7 @@ func LinkByID(id uint32) (FD, error) {
 // NextLinkID returns the smallest id above the one given, or ENOENT after the
 // last. It needs CAP_SYS_ADMIN. Since Linux 5.8.
 func NextLinkID(id uint32) (uint32, error) {
-	attr := idAttr{id: id}
-	_, err := bpf(unix.BPF_LINK_GET_NEXT_ID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	return attr.nextID, err
+	return nextID(unix.BPF_LINK_GET_NEXT_ID, id)
 }
 
 // XDPLinks reads every XDP link of the machine, in all network namespaces, in
@@ -306,12 +304,23 @@ func MapID(fd FD) (uint32, error) {
 // MapExists tells whether anybody has the map of that id. Unlike opening it, that
 // does not prolong its life. It needs CAP_SYS_ADMIN.
 func MapExists(id uint32) (bool, error) {
-	attr := idAttr{id: id - 1}
-	_, err := bpf(unix.BPF_MAP_GET_NEXT_ID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	next, err := NextMapID(id - 1)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
-	return attr.nextID == id, err
+	return next == id, err
+}
+
+// NextMapID is [NextLinkID] for maps.
+func NextMapID(id uint32) (uint32, error) { return nextID(unix.BPF_MAP_GET_NEXT_ID, id) }
+
+// NextProgramID is [NextLinkID] for programs.
+func NextProgramID(id uint32) (uint32, error) { return nextID(unix.BPF_PROG_GET_NEXT_ID, id) }
+
+func nextID(cmd int, id uint32) (uint32, error) {
+	attr := idAttr{id: id}
+	_, err := bpf(cmd, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return attr.nextID, err
 }
 
 // MapMemory maps the value of an array of one element, made with
