@@ -335,54 +335,64 @@ func (a *Arbiter) lost(e *entry) string {
 
 const lostPin = "the pin of its link is missing"
 
-// Repin pins the link of a hook again, of which that is all that is missing, and tells
-// whether it was. Whoever removed the pin can have had nothing else in mind than the
-// link's end.
-func (a *Arbiter) Repin(ctx context.Context, entry string) (bool, error) {
-	l, err := a.lock(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer l.unlock()
-	e, err := a.readIfThere(entry)
-	if err != nil || e == nil || e.chain == nil || a.lost(e) != lostPin {
-		return false, err
-	}
-	root, err := xdp.OpenID(e.chain.header.LinkID)
-	if err != nil {
-		return false, err
-	}
-	defer root.Close()
-	return true, root.Persist(a.root.Path(entry, linkPin))
+// Drift is in what a hook is not as Holdfast has left it.
+type Drift struct {
+	// Lost is empty where there is none.
+	Lost string
+	// Repinned tells that no more was missing than the pin of its link, and that it
+	// has been made again. Whoever removed it can have had nothing else in mind than
+	// the link's end.
+	Repinned bool
+	// Gone tells that the interface is, and At is what is attached to it now, nil
+	// where nothing is, or its network namespace can't be found from here.
+	Gone bool
+	At   *xdp.Attachment
 }
 
-// Found is what is at the hook of an entry now.
-type Found struct {
-	// Interface tells that the interface is there, and At is what is attached to it,
-	// nil where nothing is.
-	Interface bool
-	At        *xdp.Attachment
-}
-
-// Find looks at the hook of an entry. The error is xdp.ErrNotFound where its network
-// namespace can't be found from here.
-func (a *Arbiter) Find(entry string) (Found, error) {
-	var found Found
-	err := a.atHookOf(entry, func(h *xdp.Hook) error {
+// Drift looks closely at a hook that seemed to be otherwise than it should be: it waits
+// for who is changing it.
+func (a *Arbiter) Drift(ctx context.Context, entry string) (Drift, error) {
+	d, err := a.settledDrift(ctx, entry)
+	if err != nil || d.Lost == "" {
+		return d, err
+	}
+	err = a.atHookOf(entry, func(h *xdp.Hook) error {
 		if h == nil {
+			d.Gone = true
 			return nil
 		}
 		s, err := h.Query()
-		found = Found{Interface: true}
 		if err == nil {
-			found.At = s.At(h.Mode())
+			d.At = s.At(h.Mode())
 		}
 		return err
 	})
 	if errors.Is(err, errElsewhere) {
-		err = &xdp.Error{Op: "find", Hook: entry, Err: xdp.ErrNotFound, Detail: "its network namespace can't be found"}
+		err = nil
 	}
-	return found, err
+	return d, err
+}
+
+func (a *Arbiter) settledDrift(ctx context.Context, entry string) (d Drift, err error) {
+	l, err := a.lock(ctx)
+	if err != nil {
+		return d, err
+	}
+	defer l.unlock()
+	e, err := a.readIfThere(entry)
+	if err != nil || e == nil || e.chain == nil || e.chain.header.Pending != nil {
+		return d, err
+	}
+	if d.Lost = a.lost(e); d.Lost != lostPin {
+		return d, nil
+	}
+	root, err := xdp.OpenID(e.chain.header.LinkID)
+	if err != nil {
+		return d, err
+	}
+	defer root.Close()
+	d.Repinned = true
+	return d, root.Persist(a.root.Path(entry, linkPin))
 }
 
 // Waiting opens the link that waits for the holder of a lease to take it over, nil

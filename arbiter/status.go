@@ -57,6 +57,12 @@ type Status struct {
 // Status reads what is attached in the namespaces, and who holds it. It changes
 // nothing. Defunct links, which belong to no namespace, are shown as well.
 func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
+	return a.List(namespaces, true)
+}
+
+// List is Status. Without holders it leaves out the pins and the holders of what
+// Holdfast attached: they take a look at all pins and all processes of the machine.
+func (a *Arbiter) List(namespaces []*xdp.Namespace, holders bool) ([]Status, error) {
 	entries, err := a.read()
 	if err != nil {
 		return nil, err
@@ -78,11 +84,15 @@ func (a *Arbiter) Status(namespaces []*xdp.Namespace) ([]Status, error) {
 		}
 	}
 	all = append(all, defunct(entries)...)
-	attachments := make([]*xdp.Attachment, len(all))
+	var attachments []*xdp.Attachment
 	for i := range all {
-		attachments[i] = &all[i].Attachment
+		if holders || all[i].Entry == "" {
+			attachments = append(attachments, &all[i].Attachment)
+		}
 	}
-	xdp.FindHolders(attachments...)
+	if len(attachments) > 0 {
+		xdp.FindHolders(attachments...)
+	}
 	// A link that nobody keeps is about to go.
 	all = slices.DeleteFunc(all, func(s Status) bool {
 		return s.Lifetime == Defunct && s.Entry == "" && len(s.Holders)+len(s.Pins) == 0
@@ -180,6 +190,13 @@ func (a *Arbiter) status(ns *xdp.Namespace, s xdp.State, at xdp.Attachment, entr
 			return st, err
 		}
 		st.Entry = e.key
+		if e.chain != nil {
+			release, err := e.chain.keepOpen()
+			if err != nil {
+				return st, err
+			}
+			defer release()
+		}
 		st.describe(e)
 		if st.Chain = a.chainStatus(e); st.Chain != nil && !e.chain.current.permanent() {
 			st.Lifetime = Held

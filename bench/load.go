@@ -299,7 +299,7 @@ func (r *loadResult) hold(w *world, d *daemonProcess, file *object.Object) error
 	r.engine = st.Chain.Engine
 	for range 20 {
 		start := time.Now()
-		found, err := clients[0].Status([]*xdp.Namespace{w.ns})
+		found, err := clients[0].List(context.Background(), []*xdp.Namespace{w.ns}, false)
 		if err != nil {
 			return err
 		}

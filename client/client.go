@@ -521,6 +521,12 @@ func (c *Client) Chain(h *xdp.Hook) (owned.Chain, error) {
 
 // Status tells what is attached in the namespaces.
 func (c *Client) Status(namespaces []*xdp.Namespace) ([]arbiter.Status, error) {
+	return c.List(context.Background(), namespaces, true)
+}
+
+// List is Status; without holders it leaves out what takes longer, as
+// [arbiter.Arbiter.List] does.
+func (c *Client) List(ctx context.Context, namespaces []*xdp.Namespace, holders bool) ([]arbiter.Status, error) {
 	all := []arbiter.Status{}
 	defunct := map[uint32]bool{} // they are in no namespace, and told with each
 	for _, ns := range namespaces {
@@ -530,7 +536,7 @@ func (c *Client) Status(namespaces []*xdp.Namespace) ([]arbiter.Status, error) {
 			return nil, err
 		}
 		var out wire.ListReply
-		err = c.call(context.Background(), "List", wire.List{Netns: n}, &out, m.files...)
+		err = c.call(ctx, "List", wire.List{Netns: n, Holders: holders}, &out, m.files...)
 		m.close()
 		if err != nil {
 			return nil, err

@@ -84,8 +84,8 @@ func one(h wire.Hook, c wire.Change) wire.Apply {
 
 // apply makes a transaction.
 func (s *session) apply(ctx context.Context, c *varlink.Call, p wire.Apply) error {
-	return s.with(c, p.Hook, func(h *xdp.Hook) error {
-		t := arbiter.Transaction{Hook: h, Expect: p.Expect, Engine: p.Engine, Foreign: p.Foreign, DryRun: p.DryRun}
+	return s.transact(ctx, c, p.Hook, p.Confirm, func(h *xdp.Hook) (*arbiter.Transaction, error) {
+		t := &arbiter.Transaction{Hook: h, Expect: p.Expect, Engine: p.Engine, Foreign: p.Foreign, DryRun: p.DryRun}
 		for _, change := range p.Changes {
 			one := arbiter.Change{Change: owned.Change{
 				Op: change.Op, Name: change.Name, Expect: change.Expect, Priority: change.Priority, Before: change.Before, After: change.After,
@@ -94,23 +94,36 @@ func (s *session) apply(ctx context.Context, c *varlink.Call, p wire.Apply) erro
 			if change.Object != nil {
 				var err error
 				if one.Object, one.Load, err = s.object(c, change.Object, h); err != nil {
-					return err
+					return nil, err
 				}
 			}
 			t.Changes = append(t.Changes, one)
 		}
-		return s.transact(ctx, c, t, p.Confirm)
+		return t, nil
 	})
 }
 
-// transact makes a transaction and replies.
-func (s *session) transact(ctx context.Context, c *varlink.Call, t arbiter.Transaction, confirm bool) error {
-	applied, err := s.change(ctx, c, t)
+// transact makes the transaction that plan returns for the hook, and replies; nil is
+// none, to which an empty reply is the answer. A call that has leases goes on for as
+// long as they do, without the hook.
+func (s *session) transact(ctx context.Context, c *varlink.Call, at wire.Hook, confirm bool, plan func(*xdp.Hook) (*arbiter.Transaction, error)) error {
+	reply := wire.Applied{}
+	applied := &arbiter.Applied{}
+	err := s.with(c, at, func(h *xdp.Hook) error {
+		t, err := plan(h)
+		if err != nil || t == nil {
+			return err
+		}
+		if applied, err = s.change(ctx, c, *t); err != nil {
+			return err
+		}
+		s.tellApplied(h, applied)
+		reply.Outcome = outcome(applied)
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	s.tellApplied(t.Hook, applied)
-	reply := wire.Applied{Outcome: outcome(applied)}
 	if len(applied.Leases) > 0 {
 		return s.hold(ctx, c, reply, applied)
 	}
@@ -200,20 +213,20 @@ func (s *session) tellApplied(h *xdp.Hook, applied *arbiter.Applied) {
 
 // detach takes a member out. A version that is gone already is what was asked for.
 func (s *session) detach(ctx context.Context, c *varlink.Call, p wire.Detach) error {
-	return s.with(c, p.Hook, func(h *xdp.Hook) error {
+	return s.transact(ctx, c, p.Hook, false, func(h *xdp.Hook) (*arbiter.Transaction, error) {
 		remove := owned.Change{Op: owned.Remove, Name: p.Name}
 		if p.ID != 0 {
 			chain, err := s.daemon.arbiter.Chain(h)
 			if err != nil && !errors.Is(err, xdp.ErrConflict) {
-				return err
+				return nil, err
 			}
 			at := chain.Find(p.Name)
 			if at < 0 || chain.Members[at].ID != p.ID {
-				return c.Reply(wire.Applied{})
+				return nil, nil
 			}
 			remove.Expect = chain.Members[at].Generation
 		}
-		return s.transact(ctx, c, arbiter.Transaction{Hook: h, Changes: []arbiter.Change{{Change: remove}}, Foreign: p.Foreign}, false)
+		return &arbiter.Transaction{Hook: h, Changes: []arbiter.Change{{Change: remove}}, Foreign: p.Foreign}, nil
 	})
 }
 
@@ -272,7 +285,7 @@ func (s *session) list(_ context.Context, c *varlink.Call, p wire.List) error {
 	if err != nil {
 		return err
 	}
-	all, err := s.daemon.arbiter.Status(namespaces)
+	all, err := s.daemon.arbiter.List(namespaces, p.Holders)
 	if err != nil {
 		return err
 	}

@@ -195,25 +195,35 @@ func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, dr
 		if why == "" || w.drift[c.Entry] == why {
 			continue
 		}
-		found, err := w.daemon.arbiter.Find(c.Entry)
-		repinned, pinErr := w.daemon.arbiter.Repin(ctx, c.Entry)
+		d, err := w.daemon.arbiter.Drift(ctx, c.Entry)
 		switch {
-		case repinned && pinErr == nil:
-			why += ", and has been made again"
-		case pinErr != nil:
-			why += fmt.Sprintf(", and can't be made again: %s", pinErr)
 		case err != nil:
-		case !found.Interface:
-			why = "its interface is gone"
-		case found.At == nil:
-			why += "; nothing is attached there now"
-		default:
-			xdp.FindHolders(found.At)
-			why += "; now " + found.At.String()
+			if ctx.Err() == nil {
+				w.daemon.log.Warn("a hook can't be looked at", "interface", c.Interface, "entry", c.Entry, "error", err)
+			}
+			delete(drift, c.Entry) // it comes again
+			continue
+		case d.Lost == "": // it was being changed
+			delete(drift, c.Entry)
+			continue
 		}
-		w.daemon.tell(wire.Event{Kind: wire.Drift, Interface: c.Interface, Entry: c.Entry, Message: why})
+		w.daemon.tell(wire.Event{Kind: wire.Drift, Interface: c.Interface, Entry: c.Entry, Message: describe(d)})
 		w.daemon.declared.drifted(c.Interface)
 	}
 	w.drift = drift
 	w.daemon.declared.step(ctx)
+}
+
+// describe says what has happened to a hook.
+func describe(d arbiter.Drift) string {
+	switch {
+	case d.Gone:
+		return "its interface is gone"
+	case d.Repinned:
+		return d.Lost + ", and has been made again"
+	case d.At == nil:
+		return d.Lost + "; nothing is attached there now"
+	}
+	xdp.FindHolders(d.At)
+	return d.Lost + "; now " + d.At.String()
 }

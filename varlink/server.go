@@ -293,6 +293,8 @@ func (s *Server) handle(ctx, streams context.Context, t *transport, peer any, r 
 		return c.Reply(nil)
 	case err == nil:
 		return nil
+	case hungUp(err):
+		return err
 	case c.replied:
 		s.log("a call failed after it was replied to", "method", c.Method, "error", err)
 		return nil

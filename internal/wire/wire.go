@@ -209,8 +209,9 @@ type GetReply struct {
 
 // List asks for what is attached in namespaces.
 type List struct {
-	Netns *int `json:"netns,omitempty"`
-	All   bool `json:"all,omitempty"`
+	Netns   *int `json:"netns,omitempty"`
+	All     bool `json:"all,omitempty"`
+	Holders bool `json:"holders,omitempty"`
 }
 
 // ListReply is what is.
