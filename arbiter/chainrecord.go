@@ -209,6 +209,34 @@ type lately struct {
 	mutex sync.Mutex
 	json  []byte
 	known arrangement
+	// members are those that were read. Under its id, in the chain of a link, there
+	// is never another one; only who has claimed it may be new, which claim keeps.
+	members map[memberOf]memberRecord
+}
+
+// memberOf names a member for as long as the machine runs.
+type memberOf struct{ link, id uint32 }
+
+// mostMembers is how many are kept, until all are read anew.
+const mostMembers = 10_000
+
+func (l *lately) member(link, id uint32) (memberRecord, bool) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	found, ok := l.members[memberOf{link, id}]
+	return found, ok
+}
+
+func (l *lately) keepMember(link, id uint32, m memberRecord) {
+	if link == 0 {
+		return // the chain has no link yet, which would name it
+	}
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	if l.members == nil || len(l.members) >= mostMembers {
+		l.members = map[memberOf]memberRecord{}
+	}
+	l.members[memberOf{link, id}] = m
 }
 
 func (l *lately) keep(json []byte, a arrangement) {
@@ -298,9 +326,15 @@ func (a *Arbiter) readChainRecord(path string) (*chainRecord, error) {
 
 // member reads whose a member is.
 func (r *chainRecord) member(id uint32) (memberRecord, error) {
+	if found, ok := r.lately.member(r.header.LinkID, id); ok {
+		return found, nil
+	}
 	var found memberRecord
-	err := r.with(func(m *ebpf.Map) error { return getElement(m, id, &found) })
-	return found, err
+	if err := r.with(func(m *ebpf.Map) error { return getElement(m, id, &found) }); err != nil {
+		return found, err
+	}
+	r.lately.keepMember(r.header.LinkID, id, found)
+	return found, nil
 }
 
 // element is one of the map as it is there, with zeros behind its JSON.

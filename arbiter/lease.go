@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -214,6 +213,7 @@ func (a *Arbiter) claim(e *entry, m placed, byLink bool) (*Lease, error) {
 		if err := e.chain.with(func(elements *ebpf.Map) error { return putElement(elements, m.ID, record) }); err != nil {
 			return nil, err
 		}
+		e.chain.lately.keepMember(e.chain.header.LinkID, m.ID, record)
 	}
 	lease := &Lease{Entry: e.key, ID: m.ID, Member: m.Name}
 	if e.chain.current.Engine != Live {
@@ -265,8 +265,8 @@ type ChainState struct {
 	Locked            bool
 	// Pinned tells that the hook's link outlives the processes that hold members.
 	Pinned bool
-	// Changing tells that the chain is being changed at the moment: its members are
-	// left out.
+	// Changing tells that the chain is being changed at the moment, and that the
+	// members are those before that.
 	Changing bool
 	// Lost tells in what the hook is not as Holdfast has left it, empty where it is.
 	Lost    string
@@ -281,6 +281,9 @@ type MemberState struct {
 	// Leased tells that it is another process's by its descriptors, Waits that a
 	// new link waits to be taken over, and Ended that the holder has ended.
 	Leased, Waits, Ended bool
+	// Owner is whose it is, and Cost what was loaded for it.
+	Owner Owner
+	Cost  Cost
 }
 
 // Chains reads what is recorded of all owned hooks. It takes no lock.
@@ -295,18 +298,19 @@ func (a *Arbiter) Chains() ([]ChainState, error) {
 			continue
 		}
 		r := e.chain
-		if r.header.Pending != nil {
-			all = append(all, ChainState{Entry: e.key, Interface: r.header.Interface, LinkID: r.header.LinkID, Changing: true})
-			continue
-		}
 		s := ChainState{
 			Entry: e.key, Interface: r.header.Interface, LinkID: r.header.LinkID, ProgramID: r.current.ProgramID,
 			Engine: r.current.Engine, Generation: r.current.Generation, Locked: r.current.Locked,
-			Pinned: r.current.pinned() && r.current.ProgramID != 0, Lost: a.lost(e),
+			Pinned: r.current.pinned() && r.current.ProgramID != 0, Changing: r.header.Pending != nil,
+		}
+		if !s.Changing {
+			s.Lost = a.lost(e)
 		}
 		dead := a.deadMembers(e.key, r)
 		for _, m := range r.current.Members {
+			record, _ := r.member(m.ID) // what can't be read is left out
 			s.Members = append(s.Members, MemberState{
+				Owner: record.Owner, Cost: record.Cost,
 				ID: m.ID, Name: m.Name, Lifetime: m.Lifetime, Leased: m.Token != 0, Ended: dead[m.ID],
 				Waits: m.Token != 0 && r.current.Engine == Live &&
 					exists(a.root.Path(e.key, memberDir(m.ID), linkPinName(r.current.ProgramID, m.Slot))),
@@ -415,25 +419,3 @@ func (a *Arbiter) Waiting(entry string, id uint32) (*os.File, error) {
 // Forget takes the members out of the chain of that entry whose holders have
 // ended, if its hook can be found from here.
 func (a *Arbiter) Forget(ctx context.Context, entry string) error { return a.forgetDead(ctx, entry) }
-
-// MemberOwner is whose a member is, and what it takes.
-type MemberOwner struct {
-	Owner Owner
-	Since time.Time
-	// Cost is what was loaded for it.
-	Cost Cost
-}
-
-// MemberOwner reads whose a member is. The error is os.ErrNotExist where it has
-// gone.
-func (a *Arbiter) MemberOwner(entry string, id uint32) (MemberOwner, error) {
-	r, err := a.readChainRecord(a.root.Path(entry, chainPin))
-	if err != nil {
-		return MemberOwner{}, err
-	}
-	m, err := r.member(id)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		err = os.ErrNotExist
-	}
-	return MemberOwner{Owner: m.Owner, Since: m.Since, Cost: m.Cost}, err
-}

@@ -34,7 +34,7 @@ import (
 const (
 	loadClients    = 1000
 	loadInterfaces = 100
-	loadCycles     = 2_000
+	loadCycles     = 20_000
 	loadAtOnce     = 16 // clients that attach and detach again and again
 )
 
@@ -297,7 +297,7 @@ func (r *loadResult) hold(w *world, d *daemonProcess, file *object.Object) error
 		return err
 	}
 	r.engine = st.Chain.Engine
-	for range 20 {
+	for range 50 {
 		start := time.Now()
 		found, err := clients[0].List(context.Background(), []*xdp.Namespace{w.ns}, false)
 		if err != nil {
@@ -312,7 +312,7 @@ func (r *loadResult) hold(w *world, d *daemonProcess, file *object.Object) error
 		}
 		r.list = append(r.list, time.Since(start))
 	}
-	time.Sleep(2 * time.Second)
+	time.Sleep(8 * time.Second) // until it has come to rest
 	const idle = 10 * time.Second
 	busy := d.processor()
 	time.Sleep(idle)

@@ -59,7 +59,6 @@ type Daemon struct {
 	events   *history
 	leases   leases
 	users    users
-	owners   owners
 	watcher  *watcher
 	declared *declarations
 	// host is the id of the network namespace of process 1, and own of this process,

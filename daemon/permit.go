@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"sync"
-
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/internal/peer"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
@@ -57,12 +55,6 @@ func (s *session) others(o *arbiter.Owner) bool {
 	return o != nil && (o.UID != s.owner.UID || peer.Container(o.Cgroup) != peer.Container(s.owner.Cgroup))
 }
 
-// owners remembers whose the members are that were looked at last.
-type owners struct {
-	mutex sync.Mutex
-	known map[memberKey]arbiter.MemberOwner
-}
-
 // memberKey names a version of a member.
 type memberKey struct {
 	entry string
@@ -76,25 +68,13 @@ func (d *Daemon) usage(uid int) (members int, memory uint64) {
 		d.log.Warn("what a user has can't be counted", "uid", uid, "error", err)
 		return 1 << 30, 1 << 60 // which is beyond every quota
 	}
-	d.owners.mutex.Lock()
-	defer d.owners.mutex.Unlock()
-	known := map[memberKey]arbiter.MemberOwner{}
 	for _, c := range chains {
 		for _, m := range c.Members {
-			key := memberKey{c.Entry, m.ID}
-			owner, ok := d.owners.known[key]
-			if !ok {
-				if owner, err = d.arbiter.MemberOwner(c.Entry, m.ID); err != nil {
-					continue // it has gone meanwhile
-				}
-			}
-			known[key] = owner
-			if owner.Owner.UID == uid && !m.Ended {
+			if m.Owner.UID == uid && !m.Ended {
 				members++
-				memory += owner.Cost.MapMemory
+				memory += m.Cost.MapMemory
 			}
 		}
 	}
-	d.owners.known = known
 	return members, memory
 }

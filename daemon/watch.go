@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
@@ -14,6 +15,9 @@ import (
 // interval is how often the watcher looks by itself. The kernel tells nobody of links
 // that end or are detached.
 const interval = time.Second
+
+// rest is how many intervals nothing happens in until memory is given back.
+const rest = 3
 
 // watcher looks at what is recorded and what the kernel has, tells holders of leases
 // what concerns them, forgets what has ended, and notices drift.
@@ -43,12 +47,19 @@ func (w *watcher) poke() {
 func (w *watcher) run(ctx context.Context) {
 	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
+	quiet := 0
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticks.C:
+			if quiet++; quiet > rest && quiet <= 2*rest {
+				// What a burst of changes took would stay for minutes, and the
+				// stacks that have grown with it shrink by half each time.
+				debug.FreeOSMemory()
+			}
 		case <-w.pokes:
+			quiet = 0
 		}
 		if err := w.look(ctx); err != nil && ctx.Err() == nil {
 			w.daemon.log.Warn("what is attached can't be looked at", "error", err)
@@ -71,6 +82,9 @@ func (w *watcher) look(ctx context.Context) error {
 	}
 	there, told, drift := map[memberKey]bool{}, map[memberKey]uint32{}, map[string]string{}
 	for _, c := range chains {
+		if c.Changing {
+			continue // and is looked at when that is over
+		}
 		dead := 0
 		for _, m := range c.Members {
 			key := memberKey{c.Entry, m.ID}
@@ -131,9 +145,7 @@ func (w *watcher) forget(ctx context.Context, c arbiter.ChainState, dead int) {
 			continue
 		}
 		e := ended(c, m, "its holder has ended")
-		if owner, err := d.arbiter.MemberOwner(c.Entry, m.ID); err == nil {
-			e.Owner = &owner.Owner
-		}
+		e.Owner = &m.Owner
 		d.tell(e)
 	}
 	if err := d.arbiter.Forget(ctx, c.Entry); err != nil && ctx.Err() == nil {

@@ -1,7 +1,6 @@
 package varlink
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,12 +45,8 @@ func decode(b []byte, depth int, into any) error {
 	if deeper(b, depth) {
 		return fmt.Errorf("%w: the message is nested more than %d deep", ErrLimit, depth)
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	if err := d.Decode(into); err != nil {
+	if err := json.Unmarshal(b, into); err != nil {
 		return fmt.Errorf("varlink: the message can't be read: %w", err)
-	}
-	if d.More() {
-		return errors.New("varlink: there is something behind the message's value")
 	}
 	return nil
 }

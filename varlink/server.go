@@ -259,17 +259,25 @@ func (c *Call) send(r reply, parameters any, files []*os.File) (err error) {
 	if c.OneWay {
 		return nil
 	}
-	r.Parameters = json.RawMessage("{}")
-	if parameters != nil {
-		if r.Parameters, err = json.Marshal(parameters); err != nil {
-			return err
-		}
-	}
-	b, err := json.Marshal(r)
+	head, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	return c.t.send(b, files)
+	body := []byte("{}")
+	if parameters != nil {
+		if body, err = json.Marshal(parameters); err != nil {
+			return err
+		}
+	}
+	// A list can be long: it is not to be gone through once more as a part of the
+	// message. head is {} or {"...":...}.
+	const begin = `{"parameters":`
+	b := make([]byte, 0, len(begin)+len(body)+len(head)+1)
+	b = append(append(b, begin...), body...)
+	if len(head) > len("{}") {
+		b = append(b, ',')
+	}
+	return c.t.send(append(b, head[1:]...), files)
 }
 
 // handle handles a call. An error is the end of the connection.

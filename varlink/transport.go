@@ -136,7 +136,7 @@ func newTransport(conn *net.UnixConn, limits Limits) *transport {
 
 // readSize is how much a read asks for at least. It is small, because a connection
 // that nobody talks on keeps as much.
-const readSize = 4096
+const readSize = 1024
 
 // receive returns the next message without its NUL, with its descriptors. The error
 // is io.EOF where the peer hung up between two messages. It must be called by one

@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -56,6 +57,8 @@ that can't be read leaves the one in force as it is.`,
 				return err
 			}
 			a.raiseMemlock()
+			// It runs for long, beside what the machine is for: memory before speed.
+			debug.SetGCPercent(50)
 			d, err := daemon.Start(config)
 			if err != nil {
 				return err
