@@ -1,0 +1,264 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/policy"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+func (a *app) policyCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "policy",
+		Short: "Check what the daemon lets applications do",
+		Long: `Check the policy of 'holdfast daemon': the rules by which the administrator lets
+applications attach. They are in policy.yaml, and in policy.d/*.yaml behind it.
+The first rule that matches decides, and what no rule allows is denied. Without a
+file root may do all, outside of containers, and nobody else anything.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("there is no command %q%s", args[0], suggest(c, args[0]))
+			}
+			return c.Help()
+		},
+	}
+	c.AddCommand(a.policyCheckCommand(), a.policyExplainCommand())
+	return c
+}
+
+// policyFlags say which policy is meant.
+type policyFlags struct{ dir, file string }
+
+func (f *policyFlags) read() (*policy.Policy, error) {
+	if f.file == "" {
+		return policy.Load(f.dir)
+	}
+	r, err := os.Open(f.file)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return policy.Decode(f.file, r)
+}
+
+func (a *app) policyCheckCommand() *cobra.Command {
+	var f policyFlags
+	c := &cobra.Command{
+		Use:   "check [FILE...]",
+		Short: "Tell whether the policy can be read, and its rules in their order",
+		Long: `Read the files, or the policy that a daemon would read, and list the rules in the
+order that they are tried in. What is wrong is said with file, line and column.`,
+		Example: `  holdfast policy check
+  holdfast policy check policy.yaml`,
+		RunE: func(_ *cobra.Command, args []string) error {
+			p := &policy.Policy{}
+			if len(args) == 0 {
+				var err error
+				if p, err = f.read(); err != nil {
+					return err
+				}
+			}
+			for _, name := range args {
+				one, err := (&policyFlags{file: name}).read()
+				if err != nil {
+					return err
+				}
+				p.Rules = append(p.Rules, one.Rules...)
+			}
+			return a.printRules(p)
+		},
+	}
+	c.Flags().StringVar(&f.dir, "config", policy.Dir, "directory of the policy")
+	return c
+}
+
+// ruleResult is a rule, for scripts.
+type ruleResult struct {
+	Name  string        `json:"name"`
+	Where string        `json:"where,omitempty"`
+	Deny  bool          `json:"deny,omitempty"`
+	Verbs []policy.Verb `json:"verbs,omitempty"`
+}
+
+func (a *app) printRules(p *policy.Policy) error {
+	results := []ruleResult{}
+	var rows [][]string
+	for i, r := range p.Rules {
+		result := ruleResult{Name: r.Name, Where: r.Where, Deny: r.Allow == nil}
+		what := "denies"
+		if r.Allow != nil {
+			result.Verbs = r.Allow.Verbs
+			what = "allows " + strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Allow.Verbs), " ", ", "), "[]")
+		}
+		results = append(results, result)
+		rows = append(rows, []string{strconv.Itoa(i + 1), r.Name, what, r.Where})
+	}
+	if a.json() {
+		return a.printJSON("policy", results)
+	}
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(a.env.Stdout, "there are no rules: nobody may do anything")
+		return err
+	}
+	a.table([]string{"", "RULE", "DOES", "WHERE"}, rows)
+	return nil
+}
+
+func (a *app) policyExplainCommand() *cobra.Command {
+	var f policyFlags
+	var as, mode, lifetime, netns string
+	var priority uint32
+	var exclusive, others bool
+	c := &cobra.Command{
+		Use:   "explain --as WHO IF VERB",
+		Short: "Tell what the policy says to a request, and which rule says so",
+		Long: `Tell what the policy says if somebody asks for something at an interface, which
+need not be there. VERB is attach, replace, detach, set, lock, unlock, adopt, claim
+or reload. Quotas and digests are not looked at. The exit code is 0 if it is
+allowed, and 5 if not.
+
+WHO is what the kernel would say of the process: uid=1000, and with commas between
+them gid=, group= (again for each), unit=, cgroup=, exe= and contained.`,
+		Example: `  holdfast policy explain --as uid=1000 eth0 attach
+  holdfast policy explain --as uid=7,unit=a.service eth0 attach --priority 10`,
+		Args: exactly("IF", "VERB"),
+		RunE: func(c *cobra.Command, args []string) error {
+			s, err := parseSubject(as)
+			if err != nil {
+				return err
+			}
+			r := policy.Request{Interface: args[0], Verb: policy.Verb(args[1]), Lifetime: owned.Lifetime(lifetime), Exclusive: exclusive, Others: others}
+			if err := r.Mode.UnmarshalText([]byte(mode)); err != nil {
+				return usagef("--mode %q: it is auto, native, generic or offload", mode)
+			}
+			if c.Flags().Changed("priority") {
+				r.Priority = &priority
+			}
+			switch netns {
+			case "host":
+				r.HostNetns, r.OwnNetns = true, true
+			case "own":
+				r.OwnNetns = true
+			case "other":
+			default:
+				return usagef("--netns %q: it is host, own or other", netns)
+			}
+			if err := xdp.CheckName(r.Interface); err != nil {
+				return usagef("%s", err)
+			}
+			if r.Lifetime != owned.Held && r.Lifetime != owned.Permanent {
+				return usagef("--lifetime %q: it is held or permanent", lifetime)
+			}
+			if !isVerb(r.Verb) {
+				return usagef("there is no verb %q: there are %s", args[1], strings.Trim(fmt.Sprint(policy.Verbs), "[]"))
+			}
+			p, err := f.read()
+			if err != nil {
+				return err
+			}
+			return a.printDecision(p.Decide(s, r))
+		},
+	}
+	flags := c.Flags()
+	flags.StringVar(&as, "as", "", "who asks")
+	flags.StringVarP(&f.file, "file", "f", "", "a file of the policy, instead of the directory's")
+	flags.StringVar(&f.dir, "config", policy.Dir, "directory of the policy")
+	flags.StringVar(&mode, "mode", "auto", "mode of the hook: auto, native, generic or offload")
+	flags.StringVar(&lifetime, "lifetime", "permanent", "lifetime of the member: held or permanent")
+	flags.StringVar(&netns, "netns", "host", "network namespace of the interface: host (and of who asks), own or other")
+	flags.Uint32Var(&priority, "priority", 0, "priority of the member")
+	flags.BoolVar(&exclusive, "exclusive", false, "whether the hook is asked for to itself")
+	flags.BoolVar(&others, "others", false, "whether it is about what somebody else made")
+	completeFlag(c, "mode", "auto", "native", "generic", "offload")
+	completeFlag(c, "lifetime", "held", "permanent")
+	completeFlag(c, "netns", "host", "own", "other")
+	return c
+}
+
+func isVerb(v policy.Verb) bool {
+	for _, known := range policy.Verbs {
+		if v == known {
+			return true
+		}
+	}
+	return false
+}
+
+// parseSubject reads who asks.
+func parseSubject(as string) (s policy.Subject, err error) {
+	s.UID = -1
+	for _, part := range strings.Split(as, ",") {
+		key, value, ok := strings.Cut(part, "=")
+		if part == "contained" {
+			s.Contained = true
+			continue
+		}
+		if !ok || value == "" {
+			return s, usagef("--as %q: %q is no part of it; give uid=1000, and more with commas between them", as, part)
+		}
+		number := 0
+		switch key {
+		case "uid", "gid", "group":
+			n, err := strconv.ParseUint(value, 10, 32)
+			if err != nil {
+				return s, usagef("--as %q: %s is a number", as, key)
+			}
+			number = int(n)
+		}
+		switch key {
+		case "uid":
+			s.UID = number
+		case "gid":
+			s.GID = number
+		case "group":
+			s.Groups = append(s.Groups, number)
+		case "unit":
+			s.Unit = value
+		case "cgroup":
+			s.Cgroup = value
+		case "exe":
+			s.Exe = value
+		default:
+			return s, usagef("--as %q: there is no %q; there are uid, gid, group, unit, cgroup, exe and contained", as, key)
+		}
+	}
+	if s.UID < 0 {
+		return s, usagef("--as %q: uid is missing", as)
+	}
+	return s, nil
+}
+
+// decisionResult is a decision, for scripts.
+type decisionResult struct {
+	Allowed bool   `json:"allowed"`
+	Rule    string `json:"rule,omitempty"`
+	Where   string `json:"where,omitempty"`
+	Reason  string `json:"reason"`
+}
+
+func (a *app) printDecision(d policy.Decision) error {
+	if a.json() {
+		if err := a.printJSON("decision", decisionResult(d)); err != nil {
+			return err
+		}
+	} else {
+		word := "denied"
+		if d.Allowed {
+			word = "allowed"
+		}
+		if _, err := fmt.Fprintf(a.env.Stdout, "%s: %s\n", word, d.Reason); err != nil {
+			return err
+		}
+	}
+	if !d.Allowed {
+		return &statusError{exitPermission}
+	}
+	return nil
+}

@@ -1,0 +1,65 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestPolicyIsCheckedAndExplained(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	bad := write("bad.yaml", "version: 1\nrules:\n- name: a\n  match: {user: [1]}\n  deny: true\n")
+	write("policy.yaml", `version: 1
+rules:
+- name: apps
+  match: {uid: [1000], unit: ["app-*.service"], interface: ["eth*"]}
+  allow: {verbs: [attach, detach], lifetimes: [held], priority: 10-20}
+- name: rest
+  deny: true
+`)
+	good := filepath.Join(dir, "policy.yaml")
+	for _, c := range []struct {
+		args   string
+		code   int
+		stdout string
+		stderr string
+	}{
+		{"check --config " + dir, 0, "apps  allows attach, detach", ""},
+		{"check " + good, 0, "rest  denies", ""},
+		{"check -o json " + good, 0, `"kind": "policy"`, ""},
+		{"check " + bad, 2, "", "bad.yaml:4:11: "},
+		{"check " + filepath.Join(dir, "none.yaml"), 7, "", "no such file"},
+		{"check --config " + filepath.Join(dir, "none"), 0, "default  allows attach", ""},
+		{"explain --as uid=1000,unit=app-a.service eth0 attach --lifetime held --priority 15 -f " + good, 0, `allowed: rule "apps"`, ""},
+		{"explain --as uid=1000,unit=app-a.service eth0 attach --priority 15 -f " + good, 5, `it allows held`, ""},
+		{"explain --as uid=1000 eth0 attach -f " + good, 5, `denied: rule "rest"`, ""},
+		{"explain -o json --as uid=1000 eth0 attach -f " + good, 5, `"allowed": false`, ""},
+		{"explain --as gid=1 eth0 attach -f " + good, 2, "", "uid is missing"},
+		{"explain --as uid=x eth0 attach -f " + good, 2, "", "uid is a number"},
+		{"explain --as uid=1,shoe=4 eth0 attach -f " + good, 2, "", `there is no "shoe"`},
+		{"explain --as uid=1 eth0 fly -f " + good, 2, "", `there is no verb "fly"`},
+		{"explain --as uid=1 eth0 -f " + good, 2, "", "VERB is missing"},
+		{"explain --as uid=1 eth/0 attach -f " + good, 2, "", "contains"},
+		{"explain --as uid=1 eth0 attach --mode fast -f " + good, 2, "", "--mode"},
+		{"explain --as uid=1 eth0 attach --netns mars -f " + good, 2, "", "--netns"},
+		{"frobnicate", 2, "", `there is no command "frobnicate"`},
+	} {
+		var stdout, stderr strings.Builder
+		code := Main(Env{
+			Name: "holdfast", Args: append([]string{"policy"}, strings.Fields(c.args)...), Stdout: &stdout, Stderr: &stderr,
+			Getenv: func(string) string { return "" },
+		})
+		if code != c.code || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) {
+			t.Errorf("policy %s: exit code %d, want %d\n%s%s", c.args, code, c.code, stdout.String(), stderr.String())
+		}
+	}
+}
