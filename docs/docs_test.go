@@ -94,6 +94,12 @@ func TestEveryCommandInTheDocumentsCanBeCalledLikeThat(t *testing.T) {
 						exists(t, path, strings.TrimSuffix(word, "/..."))
 					}
 				}
+			case "systemctl":
+				unit := words[len(words)-1]
+				if !strings.Contains(unit, ".") {
+					unit += ".service"
+				}
+				exists(t, path, filepath.Join("packaging/systemd", unit))
 			case "cp":
 				exists(t, path, words[1])
 			default:
@@ -187,7 +193,7 @@ func TestPackagesThatAreNamedExist(t *testing.T) {
 
 func TestTheGoCodeInTheDocumentsIsPartOfAnExample(t *testing.T) {
 	var flat []byte
-	for _, name := range []string{"example_test.go", "xdp/example_test.go"} {
+	for _, name := range []string{"example_test.go", "xdp/example_test.go", "client/example_test.go"} {
 		example, err := os.ReadFile(filepath.Join(root, name))
 		if err != nil {
 			t.Fatal(err)
