@@ -277,8 +277,17 @@ func (c *Call) send(r reply, parameters any, files []*os.File) (err error) {
 	if len(head) > len("{}") {
 		b = append(b, ',')
 	}
-	return c.t.send(append(b, head[1:]...), files)
+	if err := c.t.send(append(b, head[1:]...), files); err != nil {
+		return unsentError{err}
+	}
+	return nil
 }
+
+// unsentError is that of a reply that could not be sent, which is the end of the
+// connection. A method's own errors can be of the same kinds, such as io.EOF.
+type unsentError struct{ error }
+
+func (e unsentError) Unwrap() error { return e.error }
 
 // handle handles a call. An error is the end of the connection.
 func (s *Server) handle(ctx, streams context.Context, t *transport, peer any, r received) error {
@@ -294,6 +303,7 @@ func (s *Server) handle(ctx, streams context.Context, t *transport, peer any, r 
 		ctx = streams
 	}
 	err := s.call(ctx, c)
+	var unsent unsentError
 	switch {
 	case c.More && !c.replied && ctx.Err() != nil:
 		return context.Cause(ctx) // it has not come to its end
@@ -301,8 +311,8 @@ func (s *Server) handle(ctx, streams context.Context, t *transport, peer any, r 
 		return c.Reply(nil)
 	case err == nil:
 		return nil
-	case hungUp(err):
-		return err
+	case errors.As(err, &unsent):
+		return unsent.error
 	case c.replied:
 		s.log("a call failed after it was replied to", "method", c.Method, "error", err)
 		return nil

@@ -25,7 +25,7 @@ method Echo(thing: Thing) -> (thing: Thing)
 method Count(to: int) -> (n: int)
 method Wait() -> ()
 method Files(names: []int) -> (names: []int)
-method Fail(how: (named, plain, panics)) -> ()
+method Fail(how: (named, plain, panics, ends)) -> ()
 
 error Broken (reason: string)
 `
@@ -135,6 +135,8 @@ func serve(t *testing.T, change func(*Server)) (path string, waiting chan string
 			switch {
 			case strings.Contains(string(c.Parameters), "panics"):
 				panic("as asked")
+			case strings.Contains(string(c.Parameters), "ends"):
+				return io.EOF
 			case strings.Contains(string(c.Parameters), "named"):
 				return &Error{Name: "org.example.test.Broken", Parameters: json.RawMessage(`{"reason":"named"}`)}
 			}
@@ -235,10 +237,11 @@ func TestWhatIsWrongWithACallIsSaid(t *testing.T) {
 		{"org.example.test.Echo", `{}`, `org.varlink.service.InvalidParameter {"parameter":"thing is missing"}`},
 		{"org.example.test.Echo", `{"thing":{"name":1}}`, `org.varlink.service.InvalidParameter {"parameter":"thing.name must be a string"}`},
 		{"org.example.test.Echo", `{"thing":{"name":"a","colour":"red"}}`, `org.varlink.service.InvalidParameter {"parameter":"thing.colour is not known"}`},
-		{"org.example.test.Fail", `{"how":"sometimes"}`, `org.varlink.service.InvalidParameter {"parameter":"how must be one of [\"named\" \"plain\" \"panics\"]"}`},
+		{"org.example.test.Fail", `{"how":"sometimes"}`, `org.varlink.service.InvalidParameter {"parameter":"how must be one of [\"named\" \"plain\" \"panics\" \"ends\"]"}`},
 		{"org.example.test.Count", `{"to":3}`, `org.varlink.service.ExpectedMore`},
 		{"org.example.test.Fail", `{"how":"named"}`, `org.example.test.Broken {"reason":"named"}`},
 		{"org.example.test.Fail", `{"how":"plain"}`, `org.example.test.Broken {"reason":"plain"}`},
+		{"org.example.test.Fail", `{"how":"ends"}`, `org.example.test.Broken {"reason":"EOF"}`},
 		{"org.example.test.Fail", `{"how":"panics"}`, `org.example.test.Broken {"reason":"varlink: method org.example.test.Fail failed"}`},
 		{"org.example.test.Files", `{"names":[0]}`, `org.varlink.service.InvalidParameter {"parameter":"varlink: there is no descriptor 0: 0 came with the message"}`},
 	} {
