@@ -264,6 +264,12 @@ func (l *lately) decode(json []byte) (arrangement, error) {
 	return a, nil
 }
 
+func (l *lately) forgetMember(link, id uint32) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	delete(l.members, memberOf{link, id})
+}
+
 // createChainRecord makes a record that says that there is nothing yet, and pins
 // it.
 func (a *Arbiter) createChainRecord(path, iface string) (*chainRecord, error) {
@@ -444,6 +450,7 @@ func (r *chainRecord) end(_ locked, had ...arrangement) error {
 				if r.current.find(p.ID) != nil {
 					continue
 				}
+				r.lately.forgetMember(r.header.LinkID, p.ID)
 				if err := m.Delete(p.ID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 					return fmt.Errorf("write the chain's record: %w", err)
 				}
