@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/object"
@@ -21,6 +23,10 @@ type Change struct {
 	// copy of the file where it may have to load it again.
 	Object *object.Object
 	Load   object.LoadOptions
+	// Extension is instead of an object a program that was loaded against what
+	// [Arbiter.Slot] returned. Such a member is held, and its chain live. The program
+	// stays the caller's.
+	Extension *ebpf.Program
 	// PersistAs is, of an add, a path in a bpffs for a second pin of the hook's
 	// link, for whoever else shall hold it; or empty.
 	PersistAs string
@@ -313,7 +319,16 @@ func (a *Arbiter) mayRemove(t *Transaction, p *plan, s *sources) error {
 			continue
 		}
 		at := p.before.Find(c.Name)
-		if at < 0 || p.before.Members[at].Lifetime != owned.Held {
+		if at < 0 {
+			continue
+		}
+		if p.before.Members[at].Lifetime != owned.Held {
+			if c.Extension != nil {
+				return &owned.Error{
+					Op: c.Op, Member: c.Name, Err: owned.ErrInvalid,
+					Detail: "it is permanent, and a program that was loaded already can only be held", Hint: "load it by its object",
+				}
+			}
 			continue
 		}
 		r := p.record(p.before.Members[at].ID)

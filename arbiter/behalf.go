@@ -123,7 +123,10 @@ func (a *Arbiter) permitAll(t *Transaction, now hookState, s *sources) error {
 			i.Exclusive = *c.Exclusive
 		}
 		if src := s.changes[n]; src != nil {
-			i.Digest, i.Cost = src.object.FileDigest(), src.record.Cost
+			i.Digest, i.Cost = src.record.Digest, src.record.Cost
+			if src.object != nil {
+				i.Digest = src.object.FileDigest()
+			}
 		}
 		if err := i.about(r); err != nil {
 			return err

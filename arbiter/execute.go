@@ -337,7 +337,11 @@ func (x *execution) hand(root *xdp.Link) error {
 			continue
 		}
 		if x.behalf != nil {
-			lease, err := x.lease(*m, x.sources.fresh(x.plan)[id].prepared.Maps)
+			var keep map[string]*ebpf.Map
+			if p := x.sources.fresh(x.plan)[id].prepared; p != nil {
+				keep = p.Maps // else the holder has them
+			}
+			lease, err := x.lease(*m, keep)
 			if err != nil {
 				return err
 			}

@@ -111,7 +111,7 @@ func (h *HeldMember) Maps() map[string]*ebpf.Map {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.keep == nil {
-		return nil
+		return nil // closed, or loaded by the caller
 	}
 	return h.keep.Maps
 }

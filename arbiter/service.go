@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -15,6 +16,8 @@ type Service interface {
 	Adopt(ctx context.Context, r AdoptRequest) (*Adopted, error)
 	Lock(ctx context.Context, h *xdp.Hook) (Acknowledge, error)
 	Unlock(ctx context.Context, h *xdp.Hook) (Acknowledge, error)
+	// Slot is for who loads a program itself, see Change.Extension.
+	Slot(ctx context.Context, h *xdp.Hook) (object.Extension, error)
 	// At returns what is attached at the hook, nil where nothing is, and Chain its
 	// chain. Status tells of whole namespaces.
 	At(h *xdp.Hook) (*Status, error)

@@ -73,8 +73,13 @@ type source struct {
 }
 
 // newSources reads what the changes want to be loaded. It loads nothing yet.
-func newSources(t *Transaction, owner Owner, again bool) (*sources, error) {
+func newSources(t *Transaction, owner Owner, again bool) (_ *sources, err error) {
 	s := &sources{owner: owner, again: again, running: map[uint32]*source{}}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
 	t.Changes = slices.Clone(t.Changes) // they are completed, and the caller's are not
 	type asked struct {
 		owned.Change
@@ -88,7 +93,21 @@ func newSources(t *Transaction, owner Owner, again bool) (*sources, error) {
 	for i := range t.Changes {
 		c := &t.Changes[i]
 		var src *source
-		if c.Op == owned.Add || c.Op == owned.Replace {
+		switch {
+		case (c.Op == owned.Add || c.Op == owned.Replace) && c.Extension != nil:
+			if t.Engine != "" && t.Engine != Live {
+				return nil, &owned.Error{Op: c.Op, Member: c.Name, Err: owned.ErrInvalid, Detail: "a program that was loaded as an extension runs live only", Hint: "leave the engine out"}
+			}
+			t.Engine = Live
+			src = &source{name: c.Name, hook: t.Hook, record: memberRecord{Owner: owner, Since: time.Now().Round(time.Second), Object: "its holder's own"}}
+			s.changes = append(s.changes, src)
+			if err := c.ownLoaded(src); err != nil {
+				return nil, err
+			}
+			request.Changes = append(request.Changes, asked{c.Change, src.record.Digest})
+			held = true
+			continue
+		case c.Op == owned.Add || c.Op == owned.Replace:
 			complete, loads, err := c.Complete(t.Hook.String())
 			if err != nil {
 				return nil, err
@@ -111,7 +130,7 @@ func newSources(t *Transaction, owner Owner, again bool) (*sources, error) {
 			}
 			request.Changes = append(request.Changes, asked{c.Change, loads.Digest})
 			held = held || c.Lifetime == owned.Held
-		} else {
+		default:
 			request.Changes = append(request.Changes, asked{Change: c.Change})
 		}
 		s.changes = append(s.changes, src)
@@ -297,6 +316,9 @@ func (s *source) asPart(m placed) (fused.Member, error) {
 
 // prepare makes the member's maps, or opens those that it has.
 func (s *source) prepare(extend *object.Extension) (*object.Prepared, error) {
+	if s.object == nil && s.found == nil {
+		return nil, &owned.Error{Op: owned.Add, Member: s.name, Err: owned.ErrInvalid, Detail: "its holder loaded it, and it runs live only"}
+	}
 	if s.prepared != nil && (s.extend == nil) == (extend == nil) {
 		return s.prepared, nil
 	}

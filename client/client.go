@@ -17,12 +17,14 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/features"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
+	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/varlink"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -380,7 +382,16 @@ func (c *Client) Apply(ctx context.Context, t arbiter.Transaction) (*arbiter.App
 		if err != nil {
 			return nil, err
 		}
-		in.Changes = append(in.Changes, changeOf(change, o))
+		one := changeOf(change, o)
+		if change.Extension != nil {
+			fd, err := unix.FcntlInt(uintptr(change.Extension.FD()), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				return nil, os.NewSyscallError("fcntl", err)
+			}
+			n := m.add(os.NewFile(uintptr(fd), "extension"))
+			one.Extension = &n
+		}
+		in.Changes = append(in.Changes, one)
 		holds = holds || change.Op == owned.Replace || change.Op == owned.Add && change.Lifetime == owned.Held
 	}
 	if holds && !t.DryRun {
@@ -485,6 +496,49 @@ func (c *Client) edit(ctx context.Context, method string, h *xdp.Hook) (arbiter.
 		return nil, err
 	}
 	return c.confirmed(ctx, method, nil, wire.Lock{Hook: hook, Confirm: true}, nil, m.files...)
+}
+
+// Slot returns what to load a program against that becomes a member without the daemon
+// reading its object, as [arbiter.Arbiter.Slot] does.
+func (c *Client) Slot(ctx context.Context, h *xdp.Hook) (slot object.Extension, err error) {
+	var m message
+	defer m.close()
+	hook, err := m.hook(h)
+	if err != nil {
+		return slot, err
+	}
+	err = c.retry(ctx, func(conn *varlink.Conn) error {
+		var out wire.SlotReply
+		got, err := conn.Call(ctx, wire.Interface+".Slot", wire.Slot{Hook: hook}, &out, m.files...)
+		if err != nil {
+			if _, known := refused(err); known {
+				c.put(conn)
+			} else {
+				conn.Close()
+			}
+			return err
+		}
+		defer c.put(conn)
+		defer got.Close()
+		slot.Function = out.Function
+		slot.Target, err = programOf(got, out.Target)
+		return err
+	}, nil)
+	return slot, err
+}
+
+// programOf makes a program of a descriptor that came with a message.
+func programOf(files *varlink.Files, n int) (*ebpf.Program, error) {
+	f, err := files.Take(n)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fd, err := duplicate(f)
+	if err != nil {
+		return nil, err
+	}
+	return ebpf.NewProgramFromFD(fd) // which owns the descriptor from then on
 }
 
 // At returns what is attached at the hook, nil where nothing is.

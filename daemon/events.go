@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -69,6 +70,9 @@ func (h *history) add(e wire.Event) {
 func (d *Daemon) tell(e wire.Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
+	}
+	if e.Netns == "" {
+		e.Netns, _, _ = strings.Cut(e.Entry, "-") // which begins with it
 	}
 	args := []any{"kind", string(e.Kind)}
 	add := func(key, value string) {

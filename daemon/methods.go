@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/features"
@@ -21,11 +23,11 @@ func (d *Daemon) methods() map[string]varlink.Method {
 		"Apply": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Apply) error { return s.apply(ctx, c, p) }),
 		"Attach": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Attach) error {
 			return s.apply(ctx, c, one(p.Hook, wire.Change{
-				Op: owned.Add, Name: p.Name, Placing: p.Placing, Lifetime: p.Lifetime, Object: &p.Object,
+				Op: owned.Add, Name: p.Name, Placing: p.Placing, Lifetime: p.Lifetime, Object: p.Object, Extension: p.Extension,
 			}))
 		}),
 		"Replace": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Replace) error {
-			return s.apply(ctx, c, one(p.Hook, wire.Change{Op: owned.Replace, Name: p.Name, Expect: p.Expect, Object: &p.Object}))
+			return s.apply(ctx, c, one(p.Hook, wire.Change{Op: owned.Replace, Name: p.Name, Expect: p.Expect, Object: p.Object, Extension: p.Extension}))
 		}),
 		"Detach": method((*session).detach),
 		"Set": method(func(s *session, ctx context.Context, c *varlink.Call, p wire.Set) error {
@@ -48,6 +50,7 @@ func (d *Daemon) methods() map[string]varlink.Method {
 			}
 			return c.Reply(nil)
 		}),
+		"Slot":     method((*session).slot),
 		"Claim":    method((*session).claim),
 		"Get":      method((*session).get),
 		"List":     method((*session).list),
@@ -84,6 +87,12 @@ func one(h wire.Hook, c wire.Change) wire.Apply {
 
 // apply makes a transaction.
 func (s *session) apply(ctx context.Context, c *varlink.Call, p wire.Apply) error {
+	var programs []*ebpf.Program
+	defer func() {
+		for _, program := range programs {
+			program.Close()
+		}
+	}()
 	return s.transact(ctx, c, p.Hook, p.Confirm, func(h *xdp.Hook) (*arbiter.Transaction, error) {
 		t := &arbiter.Transaction{Hook: h, Expect: p.Expect, Engine: p.Engine, Foreign: p.Foreign, DryRun: p.DryRun}
 		for _, change := range p.Changes {
@@ -96,6 +105,14 @@ func (s *session) apply(ctx context.Context, c *varlink.Call, p wire.Apply) erro
 				if one.Object, one.Load, err = s.object(c, change.Object, h); err != nil {
 					return nil, err
 				}
+			}
+			if change.Extension != nil {
+				program, err := s.program(c, *change.Extension)
+				if err != nil {
+					return nil, err
+				}
+				programs = append(programs, program)
+				one.Extension = program
 			}
 			t.Changes = append(t.Changes, one)
 		}
@@ -248,6 +265,22 @@ func (s *session) adopt(ctx context.Context, c *varlink.Call, p wire.Adopt) erro
 			return err
 		}
 		return s.acknowledged(adopted.Acknowledge, p.Confirm)
+	})
+}
+
+func (s *session) slot(ctx context.Context, c *varlink.Call, p wire.Slot) error {
+	return s.with(c, p.Hook, func(h *xdp.Hook) error {
+		slot, err := s.arbiter().Slot(ctx, h)
+		if err != nil {
+			return err
+		}
+		defer slot.Target.Close()
+		target, err := duplicate(slot.Target.FD(), "dispatcher")
+		if err != nil {
+			return err
+		}
+		defer target.Close()
+		return c.Reply(wire.SlotReply{Target: 0, Function: slot.Function}, target)
 	})
 }
 

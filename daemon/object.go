@@ -8,8 +8,10 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/varlink"
@@ -121,4 +123,32 @@ func displayed(name string) string {
 		return "without a name"
 	}
 	return name
+}
+
+// program takes a program that a client has loaded itself. The caller closes it.
+func (s *session) program(c *varlink.Call, number int) (*ebpf.Program, error) {
+	f, err := c.Files.Take(number)
+	if err != nil {
+		return nil, varlink.InvalidParameter("extension: " + err.Error())
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	if !kernel.IsProgram(kernel.FD(fd)) {
+		unix.Close(fd)
+		return nil, &xdp.Error{Op: "take", Hook: "the extension", Err: xdp.ErrInvalid, Detail: "the descriptor is of no program", Hint: "load one against what Slot returns"}
+	}
+	// It owns the descriptor from then on.
+	return ebpf.NewProgramFromFD(fd)
+}
+
+// duplicate makes a file of a copy of a descriptor.
+func duplicate(fd int, name string) (*os.File, error) {
+	own, err := kernel.FD(fd).Dup()
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(own), name), nil
 }

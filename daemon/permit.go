@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"time"
+
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/internal/peer"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
@@ -16,12 +18,25 @@ func (s *session) permit(i arbiter.Intent) error {
 	d := s.daemon.policy.Load().Decide(s.subject, request)
 	err := d.Err(request.Verb, i.Interface)
 	if err != nil {
-		s.daemon.tell(wire.Event{
-			Kind: wire.Denied, Interface: i.Interface, Entry: i.Entry, Member: i.Member, Owner: &s.owner,
-			Message: string(i.Verb) + ": " + d.Reason,
-		})
+		s.tellDenied(i, string(i.Verb)+": "+d.Reason)
 	}
 	return err
+}
+
+// tellDenied tells of a denial. Who asks for the same again and again would fill the log
+// and the history: that is told once in a while.
+func (s *session) tellDenied(i arbiter.Intent, why string) {
+	const often = 10 * time.Second
+	what := i.Interface + " " + i.Member + " " + why
+	if s.denied.what == what && time.Since(s.denied.told) < often {
+		return
+	}
+	s.denied.what, s.denied.told = what, time.Now()
+	e := wire.Event{Kind: wire.Denied, Interface: i.Interface, Entry: i.Entry, Member: i.Member, Owner: &s.owner, Message: why}
+	if i.Hook != nil {
+		e.Netns = i.Hook.Namespace().ID()
+	}
+	s.daemon.tell(e)
 }
 
 // request is what the policy is asked.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/internal/peer"
@@ -25,6 +26,11 @@ type session struct {
 	// acknowledge is what Acknowledge is to call, nil for nothing. One call of a
 	// connection is handled at a time.
 	acknowledge arbiter.Acknowledge
+	// denied is what was denied last, and when that was told.
+	denied struct {
+		what string
+		told time.Time
+	}
 }
 
 // connected finds out who connected.
@@ -116,18 +122,16 @@ func errorOf(err error) *varlink.Error {
 func (s *session) namespace(c *varlink.Call, number *int) (*xdp.Namespace, error) {
 	var f *os.File
 	var err error
-	spec := ""
 	if number != nil {
 		f, err = c.Files.Take(*number)
 		if err != nil {
 			return nil, varlink.InvalidParameter("netns: " + err.Error())
 		}
-		spec = "of the descriptor"
 	} else if f, err = s.peer.Namespace(); err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return xdp.NamespaceOf(f, spec)
+	return xdp.NamespaceOf(f, "") // who asks knows which it is
 }
 
 // hook finds the hook that a call is about. The caller closes its namespace.

@@ -427,11 +427,11 @@ func TestADescriptorOfTheWrongKindIsRefusedWhereverOneIsTaken(t *testing.T) {
 	object := p.object("pass")
 	for what, f := range wrong {
 		c := p.connect() // each its own, so that none is to blame for another
-		err := c.call("Attach", wire.Attach{Hook: hook, Name: "a", Object: wire.Object{File: 1}}, nil, ns, f)
+		err := c.call("Attach", wire.Attach{Hook: hook, Name: "a", Object: &wire.Object{File: 1}}, nil, ns, f)
 		if err == nil {
 			t.Errorf("%s was taken for an object", what)
 		}
-		err = c.call("Attach", wire.Attach{Hook: hook, Name: "a", Object: wire.Object{File: 1}}, nil, f, object)
+		err = c.call("Attach", wire.Attach{Hook: hook, Name: "a", Object: &wire.Object{File: 1}}, nil, f, object)
 		if !errors.Is(err, xdp.ErrNotFound) {
 			t.Errorf("%s as a network namespace: %v", what, err)
 		}
@@ -439,12 +439,12 @@ func TestADescriptorOfTheWrongKindIsRefusedWhereverOneIsTaken(t *testing.T) {
 			t.Errorf("%s as proof: %v", what, err)
 		}
 		for _, n := range []int{-1, 2, 1 << 40} {
-			if err := c.call("Attach", wire.Attach{Hook: hook, Object: wire.Object{File: n}}, nil, ns, f); err == nil {
+			if err := c.call("Attach", wire.Attach{Hook: hook, Object: &wire.Object{File: n}}, nil, ns, f); err == nil {
 				t.Errorf("descriptor %d was found", n)
 			}
 		}
 		// The same number twice is not the same descriptor twice.
-		if err := c.call("Attach", wire.Attach{Hook: hook, Object: wire.Object{File: 0}}, nil, ns, f); err == nil {
+		if err := c.call("Attach", wire.Attach{Hook: hook, Object: &wire.Object{File: 0}}, nil, ns, f); err == nil {
 			t.Error("a namespace was taken for an object")
 		}
 	}
@@ -458,7 +458,7 @@ func TestAHostileObjectIsRefusedAndTheDaemonLives(t *testing.T) {
 	c := p.connect()
 	hook, ns := p.hook()
 	send := func(f *os.File) error {
-		return c.call("Attach", wire.Attach{Hook: hook, Name: "a", Object: wire.Object{File: 1, Name: "\x1b[2J" + strings.Repeat("x", 5000)}}, nil, ns, f)
+		return c.call("Attach", wire.Attach{Hook: hook, Name: "a", Object: &wire.Object{File: 1, Name: "\x1b[2J" + strings.Repeat("x", 5000)}}, nil, ns, f)
 	}
 	file := func(b []byte) *os.File {
 		f, err := os.CreateTemp(p.etc, "object")

@@ -262,3 +262,68 @@ func TestAHolderTakesOverANewLink(t *testing.T) {
 	}
 	p.empty()
 }
+
+// The daemon never sees the object of who loads it itself.
+func TestAClientLoadsItsMemberItself(t *testing.T) {
+	p := newPlace(t)
+	a := p.app()
+	slot, err := a.client.Slot(t.Context(), a.hook)
+	if errors.Is(err, xdp.ErrNotSupported) {
+		t.Skip("the kernel replaces no functions of programs")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slot.Target.Close()
+	o, err := object.Open(kerneltest.ObjectFile(t, "count"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := o.Load(object.LoadOptions{Extend: &slot})
+	if errors.Is(err, object.ErrExtension) {
+		t.Skip("the kernel replaces no functions of programs")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loaded.Close()
+	change := func(c owned.Change) arbiter.Transaction {
+		return arbiter.Transaction{Hook: a.hook, Changes: []arbiter.Change{{Change: c, Extension: loaded.Program}}}
+	}
+	if _, err := a.client.Apply(t.Context(), change(owned.Change{Op: owned.Add, Name: "own", Lifetime: owned.Permanent})); !errors.Is(err, owned.ErrInvalid) {
+		t.Errorf("a permanent one: %v", err)
+	}
+	applied, err := a.client.Apply(t.Context(), change(owned.Change{Op: owned.Add, Name: "own", Lifetime: owned.Held}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := applied.Held[0]
+	other := a.change(owned.Add, "other", "pass", owned.Permanent)
+	moved, err := a.client.Apply(t.Context(), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := moved.Acknowledge(); err != nil {
+		t.Error(err)
+	}
+	if got := p.chain(); !slices.Equal(got, []string{"own", "other"}) {
+		t.Errorf("the chain is %v", got)
+	}
+	replaced := change(owned.Change{Op: owned.Replace, Name: "other"})
+	if _, err := a.client.Apply(t.Context(), replaced); !errors.Is(err, owned.ErrInvalid) {
+		t.Errorf("in place of a permanent one: %v", err)
+	}
+	wrong := change(owned.Change{Op: owned.Add, Name: "wrong", Lifetime: owned.Held})
+	wrong.Changes[0].Extension = kerneltest.Pass(t, "wrong", nil)
+	if _, err := a.client.Apply(t.Context(), wrong); !errors.Is(err, owned.ErrInvalid) {
+		t.Errorf("a program that is no extension: %v", err)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "it to be gone", func() bool { return slices.Equal(p.chain(), []string{"other"}) })
+	if err := p.connect().detach("other"); err != nil {
+		t.Error(err)
+	}
+	p.empty()
+}

@@ -114,7 +114,7 @@ func TestOneReplyIsNotEnoughForAHeldMember(t *testing.T) {
 	p := newPlace(t)
 	c := p.connect()
 	hook, ns := c.hook()
-	err := c.call("Attach", wire.Attach{Hook: hook, Lifetime: owned.Held, Object: wire.Object{File: 1}}, nil, ns, c.object("pass"))
+	err := c.call("Attach", wire.Attach{Hook: hook, Lifetime: owned.Held, Object: &wire.Object{File: 1}}, nil, ns, c.object("pass"))
 	if err == nil || !strings.Contains(err.Error(), "ExpectedMore") {
 		t.Errorf("got %v", err)
 	}

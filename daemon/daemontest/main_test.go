@@ -164,7 +164,7 @@ func (p *place) object(name string) *os.File {
 // attach adds a permanent member.
 func (c *client) attach(name, object string) error {
 	hook, ns := c.hook()
-	return c.call("Attach", wire.Attach{Hook: hook, Name: name, Object: wire.Object{File: 1, Name: object + ".o"}}, nil, ns, c.object(object))
+	return c.call("Attach", wire.Attach{Hook: hook, Name: name, Object: &wire.Object{File: 1, Name: object + ".o"}}, nil, ns, c.object(object))
 }
 
 func (c *client) detach(name string) error {
@@ -186,7 +186,7 @@ func (c *client) hold(name, object string) (*lease, error) {
 	c.Helper()
 	hook, ns := c.hook()
 	s, err := c.conn.Stream(c.Context(), wire.Interface+".Attach",
-		wire.Attach{Hook: hook, Name: name, Lifetime: owned.Held, Object: wire.Object{File: 1}}, ns, c.object(object))
+		wire.Attach{Hook: hook, Name: name, Lifetime: owned.Held, Object: &wire.Object{File: 1}}, ns, c.object(object))
 	if err != nil {
 		return nil, decode(err)
 	}

@@ -58,6 +58,8 @@ type Change struct {
 	Placing
 	Lifetime owned.Lifetime `json:"lifetime,omitempty"`
 	Object   *Object        `json:"object,omitempty"`
+	// Extension is the number of a descriptor.
+	Extension *int `json:"extension,omitempty"`
 }
 
 // Apply are the parameters of method Apply, and those of the methods for one change
@@ -74,19 +76,21 @@ type Apply struct {
 
 // Attach adds a member.
 type Attach struct {
-	Hook   Hook   `json:"hook"`
-	Object Object `json:"object"`
-	Name   string `json:"name,omitempty"`
+	Hook   Hook    `json:"hook"`
+	Object *Object `json:"object,omitempty"`
+	Name   string  `json:"name,omitempty"`
 	Placing
-	Lifetime owned.Lifetime `json:"lifetime,omitempty"`
+	Lifetime  owned.Lifetime `json:"lifetime,omitempty"`
+	Extension *int           `json:"extension,omitempty"`
 }
 
 // Replace replaces a member's program.
 type Replace struct {
-	Hook   Hook   `json:"hook"`
-	Name   string `json:"name"`
-	Object Object `json:"object"`
-	Expect uint64 `json:"expect,omitempty"`
+	Hook      Hook    `json:"hook"`
+	Name      string  `json:"name"`
+	Object    *Object `json:"object,omitempty"`
+	Expect    uint64  `json:"expect,omitempty"`
+	Extension *int    `json:"extension,omitempty"`
 }
 
 // Detach takes a member out.
@@ -184,6 +188,18 @@ type AdoptReply struct {
 type Lock struct {
 	Hook    Hook `json:"hook"`
 	Confirm bool `json:"confirm,omitempty"`
+}
+
+// Slot asks what to load a program against, and SlotReply says so: a program, by the
+// number of its descriptor, and a function there.
+type Slot struct {
+	Hook Hook `json:"hook"`
+}
+
+// SlotReply is the answer.
+type SlotReply struct {
+	Target   int    `json:"target"`
+	Function string `json:"function"`
 }
 
 // Claim proves a lease by the number of a descriptor.

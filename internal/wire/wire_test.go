@@ -59,7 +59,7 @@ func TestTheInterfaceAndItsTypesAgree(t *testing.T) {
 	methods := map[string]struct{ in, out any }{
 		"Apply": {Apply{}, Applied{}}, "Attach": {Attach{}, Applied{}}, "Replace": {Replace{}, Applied{}}, "Detach": {Detach{}, Outcome{}},
 		"Set": {Set{}, Outcome{}}, "Adopt": {Adopt{}, AdoptReply{}}, "Lock": {Lock{}, Empty{}}, "Unlock": {Lock{}, Empty{}},
-		"Acknowledge": {Empty{}, Empty{}}, "Claim": {Claim{}, ClaimReply{}}, "Get": {Get{}, GetReply{}}, "List": {List{}, ListReply{}},
+		"Acknowledge": {Empty{}, Empty{}}, "Slot": {Slot{}, SlotReply{}}, "Claim": {Claim{}, ClaimReply{}}, "Get": {Get{}, GetReply{}}, "List": {List{}, ListReply{}},
 		"Collect": {Collect{}, CollectReply{}}, "Watch": {Watch{}, WatchReply{}}, "Features": {Empty{}, FeaturesReply{}},
 		"May": {May{}, MayReply{}}, "Reload": {Empty{}, Empty{}},
 	}
