@@ -133,7 +133,7 @@ func TestAWrongCallIsAnsweredWithOneSentenceAndExitCode2(t *testing.T) {
 		says []string
 	}{
 		"unknown command":                   {[]string{"frobnicate"}, []string{`no command "frobnicate"`, "`holdfast --help`"}},
-		"misspelled command":                {[]string{"attch", "eth0"}, []string{`no command "attch"; did you mean attach?`}},
+		"misspelled command":                {[]string{"attch", "eth0"}, []string{`no command "attch"; did you mean attach or watch?`}},
 		"help for an unknown command":       {[]string{"help", "frobnicate"}, []string{`no command "frobnicate"`}},
 		"help for a word too many":          {[]string{"help", "attach", "eth0"}, []string{"no command"}},
 		"unknown flag":                      {[]string{"status", "--bogus"}, []string{"unknown flag: --bogus", "`holdfast status --help`"}},

@@ -49,7 +49,7 @@ func (a *app) daemon(ctx context.Context) (arbiter.Service, error) {
 		return c, nil
 	case socket != "":
 		if errors.Is(err, client.ErrNoDaemon) {
-			err = &xdp.Error{Op: "ask the daemon", Hook: socket, Err: xdp.ErrNotFound, Detail: "nobody listens there", Hint: "start `holdfast daemon`, or do it without one, with --embedded and as root"}
+			err = noDaemon(socket)
 		}
 		return nil, err
 	default:

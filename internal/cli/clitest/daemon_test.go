@@ -98,6 +98,18 @@ func TestAnOrdinaryUserAttachesByTheDaemon(t *testing.T) {
 		t.Fatal("the command did not start")
 	}
 	wants(user("status"), 0, "mine", "held", "uid 65534")
+	watching := m.command("--socket", socket, "watch", m.NearName, "--since", "1h")
+	watch := m.Near.Start(t, watching)
+	told := ""
+	for !strings.Contains(told, "attached "+m.NearName+" member held") && watch.Lines.Scan() {
+		told += watch.Lines.Text() + "\n"
+	}
+	for _, want := range []string{"attached " + m.NearName + " member mine by uid 65534", "denied " + m.NearName, "the priority is 10"} {
+		if !strings.Contains(told, want) {
+			t.Errorf("watch does not say %q:\n%s", want, told)
+		}
+	}
+	watch.Kill()
 	held.Kill()
 	m.eventually("what it held to be gone", func() bool { return !strings.Contains(user("status").out, "held by process") })
 
