@@ -225,20 +225,37 @@ func (c *Client) retry(ctx context.Context, f func(*varlink.Conn) error, settle 
 // errAgain says that a call is to be made again.
 var errAgain = errors.New("ask again")
 
-// call calls a method that changes nothing, or that may be called twice.
-func (c *Client) call(ctx context.Context, method string, in, out any, files ...*os.File) error {
+// try makes one call on a connection, and gives that back where it can be used again.
+func (c *Client) try(ctx context.Context, conn *varlink.Conn, method string, in, out any, files []*os.File) (*varlink.Files, error) {
+	got, err := conn.Call(ctx, wire.Interface+"."+method, in, out, files...)
+	c.giveBack(conn, err)
+	return got, err
+}
+
+// giveBack puts a connection back, or closes it where an error says that it is of no use.
+func (c *Client) giveBack(conn *varlink.Conn, err error) {
+	if err != nil {
+		if _, known := refused(err); !known {
+			conn.Close()
+			return
+		}
+	}
+	c.put(conn)
+}
+
+// call calls a method that changes nothing, or that may be called twice. take, if there
+// is one, takes the descriptors that come with the reply.
+func (c *Client) call(ctx context.Context, method string, in, out any, take func(*varlink.Files) error, files ...*os.File) error {
 	return c.retry(ctx, func(conn *varlink.Conn) error {
-		got, err := conn.Call(ctx, wire.Interface+"."+method, in, out, files...)
+		got, err := c.try(ctx, conn, method, in, out, files)
 		if err != nil {
-			if _, known := refused(err); known {
-				c.put(conn)
-			} else {
-				conn.Close()
-			}
 			return err
 		}
-		c.put(conn)
-		return got.Close()
+		defer got.Close()
+		if take == nil {
+			return nil
+		}
+		return take(got)
 	}, nil)
 }
 
@@ -248,14 +265,10 @@ func (c *Client) confirmed(ctx context.Context, method string, settle func(error
 	err := c.retry(ctx, func(conn *varlink.Conn) error {
 		got, err := conn.Call(ctx, wire.Interface+"."+method, in, out, files...)
 		if err != nil {
-			if _, known := refused(err); known {
-				c.put(conn)
-			} else {
-				conn.Close()
-			}
+			c.giveBack(conn, err)
 			return err
 		}
-		used = conn
+		used = conn // until it is acknowledged
 		return got.Close()
 	}, settle)
 	if err != nil || used == nil {
@@ -507,23 +520,12 @@ func (c *Client) Slot(ctx context.Context, h *xdp.Hook) (slot object.Extension, 
 	if err != nil {
 		return slot, err
 	}
-	err = c.retry(ctx, func(conn *varlink.Conn) error {
-		var out wire.SlotReply
-		got, err := conn.Call(ctx, wire.Interface+".Slot", wire.Slot{Hook: hook}, &out, m.files...)
-		if err != nil {
-			if _, known := refused(err); known {
-				c.put(conn)
-			} else {
-				conn.Close()
-			}
-			return err
-		}
-		defer c.put(conn)
-		defer got.Close()
+	var out wire.SlotReply
+	err = c.call(ctx, "Slot", wire.Slot{Hook: hook}, &out, func(got *varlink.Files) (err error) {
 		slot.Function = out.Function
 		slot.Target, err = programOf(got, out.Target)
 		return err
-	}, nil)
+	}, m.files...)
 	return slot, err
 }
 
@@ -550,7 +552,7 @@ func (c *Client) At(h *xdp.Hook) (*arbiter.Status, error) {
 		return nil, err
 	}
 	var out wire.GetReply
-	if err := c.call(context.Background(), "Get", wire.Get{Hook: hook}, &out, m.files...); err != nil {
+	if err := c.call(context.Background(), "Get", wire.Get{Hook: hook}, &out, nil, m.files...); err != nil {
 		return nil, err
 	}
 	if out.Attachment != nil {
@@ -590,7 +592,7 @@ func (c *Client) List(ctx context.Context, namespaces []*xdp.Namespace, holders 
 			return nil, err
 		}
 		var out wire.ListReply
-		err = c.call(ctx, "List", wire.List{Netns: n, Holders: holders}, &out, m.files...)
+		err = c.call(ctx, "List", wire.List{Netns: n, Holders: holders}, &out, nil, m.files...)
 		m.close()
 		if err != nil {
 			return nil, err
@@ -613,7 +615,7 @@ func (c *Client) List(ctx context.Context, namespaces []*xdp.Namespace, holders 
 // GC removes what attaches nothing any more, as [arbiter.Arbiter.GC] does.
 func (c *Client) GC(ctx context.Context, dryRun bool) ([]arbiter.Stale, error) {
 	out := wire.CollectReply{Stale: []arbiter.Stale{}}
-	err := c.call(ctx, "Collect", wire.Collect{DryRun: dryRun}, &out)
+	err := c.call(ctx, "Collect", wire.Collect{DryRun: dryRun}, &out, nil)
 	return out.Stale, err
 }
 
@@ -634,7 +636,7 @@ func (c *Client) Explain(h *xdp.Hook, conflict *xdp.Error) error {
 // Features tells what the daemon's kernel can do.
 func (c *Client) Features(ctx context.Context) ([]features.Feature, error) {
 	var out wire.FeaturesReply
-	err := c.call(ctx, "Features", nil, &out)
+	err := c.call(ctx, "Features", nil, &out, nil)
 	return out.Features, err
 }
 
@@ -669,12 +671,12 @@ func (c *Client) May(ctx context.Context, q Question) (Answer, error) {
 		in.Hook = &h
 	}
 	var out wire.MayReply
-	err := c.call(ctx, "May", in, &out, m.files...)
+	err := c.call(ctx, "May", in, &out, nil, m.files...)
 	return Answer{out.Allowed, out.Rule, out.Reason}, err
 }
 
 // Reload has the daemon read its policy and what is declared anew.
-func (c *Client) Reload(ctx context.Context) error { return c.call(ctx, "Reload", nil, nil) }
+func (c *Client) Reload(ctx context.Context) error { return c.call(ctx, "Reload", nil, nil, nil) }
 
 // Event is something that the daemon tells.
 type Event = wire.Event

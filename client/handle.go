@@ -52,11 +52,7 @@ func (c *Client) applyHeld(ctx context.Context, in wire.Apply, files []*os.File)
 			got, err = s.Next(ctx, &out)
 		}
 		if err != nil {
-			if _, known := refused(err); known {
-				c.put(conn)
-			} else {
-				conn.Close()
-			}
+			c.giveBack(conn, err)
 			return err
 		}
 		defer got.Close()
@@ -208,7 +204,7 @@ func (h *handle) endedBecause(why string) error {
 // takeOver holds a new link in place of the old one, and tells the daemon, which keeps
 // it until then.
 func (h *handle) takeOver(ctx context.Context, link *os.File) {
-	err := h.client.call(ctx, "Claim", wire.Claim{}, nil, link)
+	err := h.client.call(ctx, "Claim", wire.Claim{}, nil, nil, link)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, xdp.ErrNotFound) {
 		link.Close()
 		return // the daemon keeps it, and says so again
@@ -326,7 +322,7 @@ func (h *handle) Remove(ctx context.Context, hook *xdp.Hook) error {
 	if err != nil {
 		return err
 	}
-	err = h.client.call(ctx, "Detach", wire.Detach{Hook: at, Name: h.name, ID: h.id}, nil, m.files...)
+	err = h.client.call(ctx, "Detach", wire.Detach{Hook: at, Name: h.name, ID: h.id}, nil, nil, m.files...)
 	if errors.Is(err, xdp.ErrConflict) || errors.Is(err, xdp.ErrNotAttached) {
 		return nil // the hook has come to be another's
 	}
