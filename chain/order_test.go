@@ -175,6 +175,7 @@ func holds(chain []Member, m Member, lower int) bool {
 	for _, loaded := range []bool{false, true} {
 		for _, tag := range []byte{0, 255} {
 			m := m
+			m.ProceedOn = Set(AllActions()...) // by which it is told from its equals
 			m.Loaded, m.Tag[0], m.Instructions = loaded, tag, int(tag)
 			if !loaded {
 				m.Tag[0] = 0

@@ -69,7 +69,7 @@ func TestWhatIsWrongIsToldWithItsPlace(t *testing.T) {
 		"version: one\nhooks: []\n":                 "f:1:10: this must be a number, and is the text \"one\"; ",
 		"version: 01\nhooks: []\n":                  "f:1:10: this must be a number, and is 01; ",
 		hook + "  members: []\n--- 7\n":             "f:5:5: a second document begins; ",
-		hook + "  member: []\n":                     "f:4:3: a hook has no \"member\"; it has engine, exclusive, interface, members, mode, netns",
+		hook + "  member: []\n":                     "f:4:3: a hook has no \"member\"; it has drift, engine, exclusive, interface, members, mode, netns",
 		hook + "  members: []\n  mode: driver":      "f:5:9: this must be one of auto, native, generic, offload, and is the text \"driver\"; ",
 		hook + "  members: []\n  engine: fast":      "f:5:11: this must be one of auto, live, fused, and is the text \"fast\"; ",
 		hook + "  members: []\n  netns: 7":          "f:5:10: this must be a text, and is 7; put it into quotes",
