@@ -150,7 +150,7 @@ func (p *place) readable(name string) string {
 func (p *place) own() wire.Hook { return wire.Hook{Interface: p.veth.NearName} }
 
 func attaching(p *place, name string, lifetime owned.Lifetime) wire.Attach {
-	return wire.Attach{Hook: p.own(), Name: name, Lifetime: lifetime}
+	return wire.Attach{Hook: p.own(), Object: &wire.Object{}, Name: name, Lifetime: lifetime}
 }
 
 func (r answered) is(kind string) bool { return r.Error == wire.Interface+"."+kind }
@@ -210,7 +210,7 @@ func TestAnotherUserMayDoWhatThePolicySaysAndNoMore(t *testing.T) {
 		"the hook to itself":           {1001, "Attach", alone, pass, "apps"},
 		"a place before another":       {1001, "Attach", beside, pass, "apps"},
 		"another's member, out":        {1002, "Detach", wire.Detach{Hook: p.own(), Name: "a", Foreign: true}, nil, "apps"},
-		"another's member, replaced":   {1002, "Replace", wire.Replace{Hook: p.own(), Name: "a"}, pass, "apps"},
+		"another's member, replaced":   {1002, "Replace", wire.Replace{Hook: p.own(), Object: &wire.Object{}, Name: "a"}, pass, "apps"},
 		"another's member, moved":      {1002, "Set", set, nil, "apps"},
 		"a lock":                       {1001, "Lock", wire.Lock{Hook: p.own()}, nil, "apps"},
 		"a reload":                     {1001, "Reload", wire.Empty{}, nil, "apps"},
