@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -397,6 +398,36 @@ func (a *Arbiter) settledDrift(ctx context.Context, entry string) (d Drift, err 
 	defer root.Close()
 	d.Repinned = true
 	return d, root.Persist(a.root.Path(entry, linkPin))
+}
+
+// Moved tells which of the entries' interfaces are not where they were when they were
+// attached to, as far as their network namespaces can be found. What is attached goes
+// with an interface to another namespace, and the link says nothing of it.
+func (a *Arbiter) Moved(entries []string) (map[string]bool, error) {
+	found, err := netns.All()
+	if err != nil {
+		return nil, err
+	}
+	moved := map[string]bool{}
+	for _, in := range found {
+		ns, err := xdp.OpenNamespace(in.Spec)
+		if err != nil {
+			continue // gone since, or not to be entered
+		}
+		interfaces, err := ns.Interfaces()
+		id := ns.ID()
+		ns.Close()
+		if err != nil {
+			return nil, err
+		}
+		for _, entry := range entries {
+			index, _, ok := hookOfKey(entry, id)
+			if ok && !slices.ContainsFunc(interfaces, func(i xdp.Interface) bool { return i.Index == index }) {
+				moved[entry] = true
+			}
+		}
+	}
+	return moved, nil
 }
 
 // Waiting opens the link that waits for the holder of a lease to take it over, nil

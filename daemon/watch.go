@@ -28,6 +28,10 @@ type watcher struct {
 	told map[memberKey]uint32
 	// drift is what was said of each hook's drift, so that it is said once.
 	drift map[string]string
+	// moved are the hooks whose interfaces have moved, which was told, and lookedFor is
+	// when they were looked for last.
+	moved     map[string]bool
+	lookedFor time.Time
 	// stored are the links of hooks that are in the store.
 	stored map[uint32]bool
 }
@@ -118,6 +122,7 @@ func (w *watcher) look(ctx context.Context) error {
 	}
 	w.told = told
 	w.store(chains)
+	w.lookForMoved(chains)
 	w.tellDrift(ctx, chains, drift)
 	return nil
 }
@@ -151,6 +156,41 @@ func (w *watcher) forget(ctx context.Context, c arbiter.ChainState, dead int) {
 	if err := d.arbiter.Forget(ctx, c.Entry); err != nil && ctx.Err() == nil {
 		d.log.Warn("members whose holders have ended can't be taken out", "interface", c.Interface, "entry", c.Entry, "error", err)
 	}
+}
+
+// movedEvery is how often interfaces are looked for in all namespaces, which takes longer
+// than all the rest.
+const movedEvery = 10 * interval
+
+// lookForMoved tells of interfaces that have gone to another network namespace, with
+// what is attached to them.
+func (w *watcher) lookForMoved(chains []arbiter.ChainState) {
+	if len(chains) == 0 || time.Since(w.lookedFor) < movedEvery {
+		return
+	}
+	w.lookedFor = time.Now()
+	byEntry := map[string]arbiter.ChainState{}
+	var entries []string
+	for _, c := range chains {
+		if c.Lost == "" && c.LinkID != 0 && !c.Changing {
+			byEntry[c.Entry] = c
+			entries = append(entries, c.Entry)
+		}
+	}
+	moved, err := w.daemon.arbiter.Moved(entries)
+	if err != nil {
+		w.daemon.log.Warn("interfaces can't be looked for", "error", err)
+		return
+	}
+	for entry := range moved {
+		if !w.moved[entry] {
+			w.daemon.tell(wire.Event{
+				Kind: wire.Drift, Interface: byEntry[entry].Interface, Entry: entry,
+				Message: "its interface has moved to another network namespace, and what is attached with it",
+			})
+		}
+	}
+	w.moved = moved
 }
 
 // store keeps the links of hooks in the store, and what is no hook's any more out of it.

@@ -265,3 +265,34 @@ func TestLinksAreStoredAndDropped(t *testing.T) {
 	eventually(t, "the link to be dropped", count(0))
 	p.empty()
 }
+
+func TestAnInterfaceThatMovesIsTold(t *testing.T) {
+	p := newPlace(t)
+	if err := p.connect().attach("a", "pass"); err != nil {
+		t.Fatal(err)
+	}
+	since := time.Now()
+	s, err := p.connect().conn.Stream(t.Context(), wire.Interface+".Watch", wire.Watch{Since: &since})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	elsewhere := kerneltest.NewNetNS(t)
+	if err := p.veth.Near.Conn.Move(p.veth.Near.Device(t, p.veth.NearName).Index, elsewhere.FD()); err != nil {
+		t.Fatal(err)
+	}
+	for told := false; !told; {
+		var r wire.WatchReply
+		if _, err := s.Next(t.Context(), &r); err != nil {
+			t.Fatal(err)
+		}
+		told = r.Event.Kind == wire.Drift && strings.Contains(r.Event.Message, "has moved") && r.Event.Interface == p.veth.NearName
+	}
+	if err := elsewhere.Conn.Move(elsewhere.Device(t, p.veth.NearName).Index, p.veth.Near.FD()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.connect().detach("a"); err != nil {
+		t.Error(err)
+	}
+	p.empty()
+}
