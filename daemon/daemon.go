@@ -92,7 +92,7 @@ func Start(c Config) (*Daemon, error) {
 		return nil, err
 	}
 	if d.host, err = namespaceID("1"); err != nil {
-		d.log.Warn("the host's network namespace can't be told: rules about it match nothing", "error", err)
+		d.log.Warn("the host's network namespace can't be told: rules about it match where they deny only", "error", err)
 	}
 	d.watcher = newWatcher(d)
 	d.declared = &declarations{daemon: d}

@@ -47,10 +47,12 @@ func (s *session) request(i arbiter.Intent) policy.Request {
 		Digest: i.Digest, ObjectSize: i.Cost.ObjectSize, Instructions: i.Cost.Instructions, MapMemory: i.Cost.MapMemory,
 		Usage: func() (int, uint64) { return s.daemon.usage(s.owner.UID) },
 	}
-	if i.Hook != nil {
-		id := i.Hook.Namespace().ID()
-		r.Mode, r.HostNetns, r.OwnNetns = i.Hook.Mode(), id == s.daemon.host, id == s.ownNamespace()
+	if i.Hook == nil {
+		r.NetnsUnknown = r.Verb != policy.Reload // which is about no interface
+		return r
 	}
+	id, host, own := i.Hook.Namespace().ID(), s.daemon.host, s.ownNamespace()
+	r.Mode, r.HostNetns, r.OwnNetns, r.NetnsUnknown = i.Hook.Mode(), id == host, id == own, host == "" || own == ""
 	return r
 }
 

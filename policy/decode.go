@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -27,34 +26,56 @@ const Dir = "/etc/holdfast"
 // Load reads the policy of a directory, Default where there is no file of it. A file
 // that can't be understood is a [*yamlfile.Error] that says where.
 func Load(dir string) (*Policy, error) {
-	files := []string{filepath.Join(dir, "policy.yaml")}
-	more, err := filepath.Glob(filepath.Join(dir, "policy.d", "*.yaml"))
+	files, err := files(dir)
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(more)
-	var p *Policy
-	for _, name := range append(files, more...) {
-		b, err := os.ReadFile(name)
-		if errors.Is(err, os.ErrNotExist) && name == files[0] {
-			continue
-		}
+	if len(files) == 0 {
+		return Default(), nil
+	}
+	p := &Policy{}
+	for _, name := range files {
+		one, err := ReadFile(name)
 		if err != nil {
 			return nil, err
-		}
-		one, err := Decode(name, bytes.NewReader(b))
-		if err != nil {
-			return nil, err
-		}
-		if p == nil {
-			p = &Policy{}
 		}
 		p.Rules = append(p.Rules, one.Rules...)
 	}
-	if p == nil {
-		return Default(), nil
-	}
 	return p, nil
+}
+
+// files are those of a policy, in their order. What is there and can't be looked at is
+// an error: without one of its files a policy could allow more.
+func files(dir string) ([]string, error) {
+	var all []string
+	name := filepath.Join(dir, "policy.yaml")
+	switch _, err := os.Lstat(name); { // not Stat: a link to nowhere is no missing file
+	case err == nil:
+		all = append(all, name)
+	case !errors.Is(err, os.ErrNotExist):
+		return nil, err
+	}
+	dir = filepath.Join(dir, "policy.d")
+	more, err := os.ReadDir(dir) // by name
+	if _, missing := os.Lstat(dir); err != nil && !errors.Is(missing, os.ErrNotExist) {
+		return nil, err
+	}
+	for _, f := range more {
+		if strings.HasSuffix(f.Name(), ".yaml") {
+			all = append(all, filepath.Join(dir, f.Name()))
+		}
+	}
+	return all, nil
+}
+
+// ReadFile reads one file. The errors are those of [Decode], and those of opening it.
+func ReadFile(name string) (*Policy, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return Decode(name, f)
 }
 
 // Decode reads a file. The name stands for it in errors, which are [*yamlfile.Error]

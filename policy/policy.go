@@ -31,8 +31,8 @@
 //	    objects: ["sha256:…"]         # digests of what may be loaded
 //
 // The first rule that matches decides, and what it does not allow is denied, as is
-// all that no rule matches. A rule about something that is not known of who asks does
-// not match, unless it denies.
+// all that no rule matches. A rule about something that is not known does not match,
+// unless it denies.
 package policy
 
 import (
@@ -50,7 +50,9 @@ type Subject struct {
 	UID, GID int
 	// Groups are the supplementary groups.
 	Groups []int
-	// Unit is the systemd unit, and Cgroup the path in the unified hierarchy.
+	// Unit is the systemd unit, and Cgroup the path in the unified hierarchy, empty
+	// where they are not known. A path out of the daemon's cgroup namespace, as
+	// /../a, counts as not known.
 	Unit, Cgroup string
 	// Exe is the path of the program, empty where it is not vouched for.
 	Exe string
@@ -84,8 +86,10 @@ type Request struct {
 	// HostNetns and OwnNetns tell that the interface is in the network namespace of
 	// the host, and in that of who asks.
 	HostNetns, OwnNetns bool
-	Mode                xdp.Mode
-	Lifetime            owned.Lifetime
+	// NetnsUnknown tells that one of the two can't be told.
+	NetnsUnknown bool
+	Mode         xdp.Mode
+	Lifetime     owned.Lifetime
 	// Priority is nil where it is left as it is. Beside tells that it follows from
 	// another member's, before or after which the member is to run.
 	Priority  *uint32
@@ -229,21 +233,26 @@ func (p *Policy) Decide(s Subject, r Request) Decision {
 	return Decision{Reason: "no rule of the policy matches"}
 }
 
-// matches tells whether the rule is about the request. What is not known of who asks
-// fits where the rule denies, and nowhere else.
+// matches tells whether the rule is about the request. What is not known fits where
+// the rule denies, and nowhere else.
 func (r *Rule) matches(s Subject, q Request) bool {
 	unknown := r.Allow == nil
 	m := r.Match
 	one := func(patterns []string, value string) bool {
 		return len(patterns) == 0 || value == "" && unknown || value != "" && anyFits(patterns, value)
 	}
+	cgroup := s.Cgroup
+	if cgroup != path.Clean(cgroup) {
+		cgroup = ""
+	}
 	groups := append([]int{s.GID}, s.Groups...)
 	return (len(m.UID) == 0 || inAny(m.UID, s.UID)) &&
 		(len(m.GID) == 0 || slices.ContainsFunc(groups, func(g int) bool { return inAny(m.GID, g) })) &&
-		one(m.Unit, s.Unit) && one(m.Cgroup, s.Cgroup) && one(m.Exe, s.Exe) &&
+		one(m.Unit, s.Unit) && one(m.Cgroup, cgroup) && one(m.Exe, s.Exe) &&
 		(m.Contained == nil || *m.Contained == s.Contained) &&
 		(len(m.Interface) == 0 || anyFits(m.Interface, q.Interface)) &&
-		(m.Netns == "" || m.Netns == AnyNetns || m.Netns == HostNetns && q.HostNetns || m.Netns == OwnNetns && q.OwnNetns)
+		(m.Netns == "" || m.Netns == AnyNetns || m.Netns == HostNetns && q.HostNetns || m.Netns == OwnNetns && q.OwnNetns ||
+			unknown && q.NetnsUnknown)
 }
 
 func inAny(ranges []Range, n int) bool {
@@ -255,18 +264,21 @@ func anyFits(patterns []string, value string) bool {
 }
 
 // Fits tells whether a value fits a pattern: * is any text without a slash, ? one such
-// character, [a-z] one of some, and a last part ** is all that is below.
+// character, [a-z] one of some, and a last part ** is all that is below. A backslash
+// takes what follows as it is.
 func Fits(pattern, value string) bool {
-	if above, ok := strings.CutSuffix(pattern, "/**"); ok {
-		parts := strings.Count(above, "/") + 1
-		at := strings.Split(value, "/")
-		if len(at) <= parts {
+	// Part by part, because [^a] of path.Match is any character, slashes too.
+	parts, at := strings.Split(pattern, "/"), strings.Split(value, "/")
+	if last := len(parts) - 1; last > 0 && parts[last] == "**" {
+		if len(at) < len(parts) {
 			return false
 		}
-		pattern, value = above, strings.Join(at[:parts], "/")
+		parts, at = parts[:last], at[:last]
 	}
-	ok, err := path.Match(pattern, value)
-	return err == nil && ok
+	return slices.EqualFunc(parts, at, func(pattern, value string) bool {
+		ok, err := path.Match(pattern, value)
+		return err == nil && ok
+	})
 }
 
 // refuses tells what of the request is not allowed, "" where all is.

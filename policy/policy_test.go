@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -223,11 +224,88 @@ func TestPatterns(t *testing.T) {
 	}{
 		{"eth*", "eth0", true}, {"eth*", "veth0", false}, {"eth[01]", "eth1", true}, {"eth[01]", "eth2", false}, {"*", "a/b", false},
 		{"/usr/**", "/usr", false}, {"/usr/**", "/usr/a", true}, {"/usr/**", "/usr/a/b", true}, {"/usr/**", "/usrx/a", false},
+		{"/usr/bin[^a]x", "/usr/bin/x", false}, {"/a[.-0]b", "/a/b", false}, {"/a?b", "/a/b", false}, {"/a[^b]c", "/axc", true},
+		{"/**", "/a/b", true}, {"/a[bc]/**", "/ab/d", true}, {"/a[bc]/**", "/a/b/d", false}, {`a\\x2db`, `a\x2db`, true}, {`a\x2db`, `a\x2db`, false},
 		{"/*/x/**", "/a/x/b", true}, {"/*/x/**", "/a/b/x/c", false}, {"**", "a/b", false}, {"", "", true},
 	} {
 		if got := Fits(c.pattern, c.value); got != c.want {
 			t.Errorf("%q fits %q: %v", c.value, c.pattern, got)
 		}
+	}
+}
+
+func FuzzFits(f *testing.F) {
+	f.Add("/usr/bin[^a]x", "/usr/bin/x")
+	f.Add("/a/**", "/a/b/c")
+	f.Fuzz(func(t *testing.T, pattern, value string) {
+		below := strings.HasSuffix(pattern, "/**")
+		parts, of := strings.Count(value, "/"), strings.Count(pattern, "/")
+		if Fits(pattern, value) && parts != of && (!below || parts < of) {
+			t.Errorf("%q fits %q, which has another number of parts", value, pattern)
+		}
+	})
+}
+
+func TestWhatIsNotKnownFitsRulesThatDeny(t *testing.T) {
+	p := read(t, `version: 1
+rules:
+- name: not there
+  match: {netns: host}
+  deny: true
+- name: not from there
+  match: {cgroup: ["/bad.slice/**"], unit: ["bad.service"]}
+  deny: true
+- name: own
+  match: {netns: own, cgroup: ["/*/*/**"]}
+  allow: {verbs: [attach]}
+`)
+	for name, c := range map[string]struct {
+		cgroup, unit string
+		unknown      bool
+		want         string
+	}{
+		"all is known":            {"/good.slice/a/b", "a.service", false, "own"},
+		"the namespace is not":    {"/good.slice/a/b", "a.service", true, "not there"},
+		"another unit":            {"/bad.slice/a/b", "a.service", false, "own"},
+		"the unit is not":         {"/bad.slice/a/b", "", false, "not from there"},
+		"the cgroup is not":       {"", "bad.service", false, "not from there"},
+		"the cgroup is elsewhere": {"/../good.slice/a/b", "bad.service", false, "not from there"},
+	} {
+		d := p.Decide(Subject{Cgroup: c.cgroup, Unit: c.unit}, Request{Verb: Attach, Interface: "eth0", OwnNetns: true, NetnsUnknown: c.unknown})
+		if d.Rule != c.want {
+			t.Errorf("%s: %+v, want %q", name, d, c.want)
+		}
+	}
+}
+
+func TestAFileThatCantBeLookedAtIsNoMissingOne(t *testing.T) {
+	for name, spoil := range map[string]func(dir string) error{
+		"a link to nowhere":             func(dir string) error { return os.Symlink("nowhere", filepath.Join(dir, "policy.yaml")) },
+		"a directory link to nowhere":   func(dir string) error { return os.Symlink("nowhere", filepath.Join(dir, "policy.d")) },
+		"a file in the directory's way": func(dir string) error { return os.WriteFile(filepath.Join(dir, "policy.d"), nil, 0o644) },
+		"a directory in a file's way":   func(dir string) error { return os.MkdirAll(filepath.Join(dir, "policy.d", "10.yaml"), 0o755) },
+	} {
+		dir := t.TempDir()
+		if err := spoil(dir); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := Load(dir); err == nil {
+			t.Errorf("%s: got %+v", name, p)
+		}
+	}
+}
+
+func TestADirectoryMayBeCalledLikeAPattern(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a[b]*")
+	if err := os.MkdirAll(filepath.Join(dir, "policy.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "policy.d", "10.yaml"), []byte("version: 1\nrules: []\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Load(dir)
+	if err != nil || len(p.Rules) != 0 {
+		t.Errorf("got %+v, %v", p, err)
 	}
 }
 
@@ -258,6 +336,20 @@ func TestARuleAtTheEndChangesNoDecisionOfThoseBefore(t *testing.T) {
 		before := p.Decide(s, r)
 		p.Rules = append(p.Rules, draw(t))
 		if after := p.Decide(s, r); before.Rule != "" && after != before {
+			t.Errorf("%+v became %+v", before, after)
+		}
+	})
+}
+
+func TestARuleThatDeniesAllowsNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := &Policy{Rules: rapid.SliceOfN(rapid.Custom(draw), 0, 5).Draw(t, "rules")}
+		s, r := ask(t)
+		before := p.Decide(s, r)
+		denies := draw(t)
+		denies.Allow = nil
+		p.Rules = slices.Insert(p.Rules, rapid.IntRange(0, len(p.Rules)).Draw(t, "at"), denies)
+		if after := p.Decide(s, r); after.Allowed && after != before {
 			t.Errorf("%+v became %+v", before, after)
 		}
 	})

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -40,12 +39,7 @@ func (f *policyFlags) read() (*policy.Policy, error) {
 	if f.file == "" {
 		return policy.Load(f.dir)
 	}
-	r, err := os.Open(f.file)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	return policy.Decode(f.file, r)
+	return policy.ReadFile(f.file)
 }
 
 func (a *app) policyCheckCommand() *cobra.Command {
@@ -66,7 +60,7 @@ order that they are tried in. What is wrong is said with file, line and column.`
 				}
 			}
 			for _, name := range args {
-				one, err := (&policyFlags{file: name}).read()
+				one, err := policy.ReadFile(name)
 				if err != nil {
 					return err
 				}
