@@ -596,7 +596,6 @@ func breakout(args []string) int {
 		fmt.Println(err)
 		return 1
 	}
-	const capBPF = 39
 	all := []int{}
 	for c := range 41 {
 		if c != unix.CAP_NET_ADMIN && c != capBPF {

@@ -20,7 +20,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kerneltest.Main(m, kerneltest.Commands{"serve": serve, "crowd": serving, "ask": ask, "breakout": breakout})
+	kerneltest.Main(m, kerneltest.Commands{"serve": serve, "crowd": serving, "ask": ask, "breakout": breakout, "actor": act})
 }
 
 // place is an interface in a namespace of its own, with a daemon.
