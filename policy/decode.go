@@ -112,7 +112,12 @@ func decodeRule(name string, n ast.Node, before []Rule) (Rule, error) {
 		"name":  required(yamlfile.Checked(&r.Name, yamlfile.NotEmpty("the name"))),
 		"match": optional(r.Match.decode),
 		"allow": optional(func(n ast.Node) error { allows, r.Allow = true, &Allow{}; return r.Allow.decode(n) }),
-		"deny":  optional(func(n ast.Node) error { return yamlfile.Boolean(n, &deny) }),
+		"deny": optional(func(n ast.Node) error {
+			if err := yamlfile.Boolean(n, &deny); err != nil || deny {
+				return err
+			}
+			return yamlfile.At(n, "deny is true where it is there", "a rule has one of allow and deny: true")
+		}),
 	}, func() error {
 		switch {
 		case deny == allows:
@@ -138,10 +143,10 @@ func (m *Match) decode(n ast.Node) error {
 	return yamlfile.Mapping(n, "match", yamlfile.Fields{
 		"uid":       optional(ranges("users", &m.UID)),
 		"gid":       optional(ranges("groups", &m.GID)),
-		"unit":      optional(patterns("units", &m.Unit)),
-		"cgroup":    optional(patterns("cgroups", &m.Cgroup)),
-		"exe":       optional(patterns("programs", &m.Exe)),
-		"interface": optional(patterns("interfaces", &m.Interface)),
+		"unit":      optional(patterns("units", &m.Unit, aName)),
+		"cgroup":    optional(patterns("cgroups", &m.Cgroup, aPath)),
+		"exe":       optional(patterns("programs", &m.Exe, aPath)),
+		"interface": optional(patterns("interfaces", &m.Interface, aName)),
 		"contained": optional(func(n ast.Node) error { m.Contained = new(bool); return yamlfile.Boolean(n, m.Contained) }),
 		"netns":     optional(yamlfile.Choice(&m.Netns, AnyNetns, HostNetns, OwnNetns)),
 	}, func() error { return nil })
@@ -165,22 +170,52 @@ func (a *Allow) decode(n ast.Node) error {
 }
 
 func (q *Quota) decode(n ast.Node) error {
-	bound := func(into **uint64) func(ast.Node) error {
+	count := func(into **uint64) func(ast.Node) error {
 		return func(n ast.Node) error {
-			v, err := strconv.ParseUint(n.GetToken().Value, 10, 63)
-			if _, ok := n.(*ast.IntegerNode); !ok || err != nil {
+			v, ok := decimal(n.GetToken().Value, 63)
+			if _, number := n.(*ast.IntegerNode); !number || !ok {
 				return yamlfile.Need(n, "a number", "it is in decimal")
 			}
 			*into = &v
 			return nil
 		}
 	}
+	size := func(into **uint64) func(ast.Node) error {
+		return func(n ast.Node) error {
+			if s, ok := n.(*ast.StringNode); ok {
+				v, ok := bytesOf(s.Value)
+				if !ok {
+					return yamlfile.Need(n, "a number of bytes, or one as 64Mi", "Ki, Mi and Gi are the units")
+				}
+				*into = &v
+				return nil
+			}
+			return count(into)(n)
+		}
+	}
 	return yamlfile.Mapping(n, "quota", yamlfile.Fields{
-		"members":      optional(bound(&q.Members)),
-		"map-memory":   optional(bound(&q.MapMemory)),
-		"instructions": optional(bound(&q.Instructions)),
-		"object-size":  optional(bound(&q.ObjectSize)),
+		"members":      optional(count(&q.Members)),
+		"map-memory":   optional(size(&q.MapMemory)),
+		"instructions": optional(count(&q.Instructions)),
+		"object-size":  optional(size(&q.ObjectSize)),
 	}, func() error { return nil })
+}
+
+// decimal reads digits that can be read in one way only: 010 is no number.
+func decimal(s string, bits int) (uint64, bool) {
+	v, err := strconv.ParseUint(s, 10, bits)
+	return v, err == nil && strconv.FormatUint(v, 10) == s
+}
+
+// bytesOf reads a size with its unit. Up to nine digits never overflow.
+func bytesOf(s string) (uint64, bool) {
+	for unit, shift := range map[string]int{"Ki": 10, "Mi": 20, "Gi": 30} {
+		if digits, ok := strings.CutSuffix(s, unit); ok && len(digits) <= 9 {
+			v, ok := decimal(digits, 63)
+			return v << shift, ok
+		}
+	}
+	return 0, false
 }
 
 // some is a list that has something in it: an empty one would match nothing, or allow
@@ -214,23 +249,40 @@ func decodeRange(n ast.Node) (Range, error) {
 		return wrong()
 	}
 	first, last, ok := strings.Cut(s.Value, "-")
-	a, err1 := strconv.ParseUint(first, 10, 32)
-	b, err2 := strconv.ParseUint(last, 10, 32)
-	if !ok || err1 != nil || err2 != nil || a > b {
+	a, ok1 := decimal(first, 32)
+	b, ok2 := decimal(last, 32)
+	if !ok || !ok1 || !ok2 || a > b {
 		return wrong()
 	}
 	return Range{uint32(a), uint32(b)}, nil
 }
 
-func patterns(name string, into *[]string) func(ast.Node) error {
+// The kinds of patterns, with what is wrong where one could never fit: the rule would be
+// about nothing, and let pass what it was to deny.
+var (
+	aName = shape{regexp.MustCompile(`^[^/]+$`), "has a slash, which no name has"}
+	aPath = shape{regexp.MustCompile(`^(/|(/[^/]+)+)$`), "is no path: it begins with a slash, and ends with none"}
+)
+
+type shape struct {
+	fits  *regexp.Regexp
+	wrong string
+}
+
+func patterns(name string, into *[]string, kind shape) func(ast.Node) error {
 	return some(name, into, func(n ast.Node) (string, error) {
 		var s string
 		err := yamlfile.Checked(&s, func(s string) error {
 			if err := yamlfile.NotEmpty("the pattern")(s); err != nil {
 				return err
 			}
-			if _, err := path.Match(s, ""); err != nil {
-				return fmt.Errorf("the pattern %q is not one: a [ has no ]", s)
+			if !kind.fits.MatchString(s) {
+				return fmt.Errorf("the pattern %q %s", s, kind.wrong)
+			}
+			for part := range strings.SplitSeq(s, "/") { // as Fits reads it
+				if _, err := path.Match(part, ""); err != nil {
+					return fmt.Errorf("the pattern %q is not one: a [ has no ], or a backslash nothing behind it", s)
+				}
 			}
 			if inner, _ := strings.CutSuffix(s, "/**"); strings.Contains(inner, "**") {
 				return fmt.Errorf("the pattern %q has ** elsewhere than behind its last slash", s)

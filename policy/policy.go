@@ -25,9 +25,9 @@
 //	    others: false                 # also what others have made
 //	    quota:
 //	      members: 4                  # of one user at once
-//	      map-memory: 67108864        # bytes, of all of them
+//	      map-memory: 64Mi            # of all of them; or bytes
 //	      instructions: 20000         # of one
-//	      object-size: 1048576        # bytes, of one
+//	      object-size: 1Mi            # of one
 //	    objects: ["sha256:…"]         # digests of what may be loaded
 //
 // The first rule that matches decides, and what it does not allow is denied, as is

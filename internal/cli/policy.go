@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -122,7 +123,7 @@ WHO is what the kernel would say of the process: uid=1000, and with commas betwe
 them gid=, group= (again for each), unit=, cgroup=, exe= and contained.`,
 		Example: `  holdfast policy explain --as uid=1000 eth0 attach
   holdfast policy explain --as uid=7,unit=a.service eth0 attach --priority 10`,
-		Args: exactly("IF", "VERB"),
+		Args: exactly("IF", "VERB"), ValidArgsFunction: completeRequest,
 		RunE: func(c *cobra.Command, args []string) error {
 			s, err := parseSubject(as)
 			if err != nil {
@@ -150,7 +151,7 @@ them gid=, group= (again for each), unit=, cgroup=, exe= and contained.`,
 			if r.Lifetime != owned.Held && r.Lifetime != owned.Permanent {
 				return usagef("--lifetime %q: it is held or permanent", lifetime)
 			}
-			if !isVerb(r.Verb) {
+			if !slices.Contains(policy.Verbs, r.Verb) {
 				return usagef("there is no verb %q: there are %s", args[1], strings.Trim(fmt.Sprint(policy.Verbs), "[]"))
 			}
 			p, err := f.read()
@@ -176,13 +177,19 @@ them gid=, group= (again for each), unit=, cgroup=, exe= and contained.`,
 	return c
 }
 
-func isVerb(v policy.Verb) bool {
-	for _, known := range policy.Verbs {
-		if v == known {
-			return true
-		}
+// completeRequest completes an interface and a verb.
+func completeRequest(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return completeInterface(c, args, word)
 	}
-	return false
+	if len(args) > 1 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var verbs []string
+	for _, v := range policy.Verbs {
+		verbs = append(verbs, string(v))
+	}
+	return verbs, cobra.ShellCompDirectiveNoFileComp
 }
 
 // parseSubject reads who asks.
