@@ -457,6 +457,11 @@ func TestWordsAreCompleted(t *testing.T) {
 		"modes":                     {[]string{"run", "--mode", ""}, "native\ngeneric\noffload\nauto\n", noFiles},
 		"outputs":                   {[]string{"status", "-o", ""}, "table\njson\n", noFiles},
 		"levels":                    {[]string{"gc", "--log-level", ""}, "debug\ninfo\nwarn\nerror\n", noFiles},
+		"interfaces of a request":   {[]string{"policy", "explain", ""}, "lo\n", noFiles},
+		"verbs":                     {[]string{"policy", "explain", "eth0", ""}, "attach\nreplace\ndetach\n", noFiles},
+		"nothing after a verb":      {[]string{"policy", "explain", "eth0", "attach", ""}, "", noFiles},
+		"policies":                  {[]string{"policy", "check", ""}, "", files},
+		"namespaces":                {[]string{"policy", "explain", "--netns", ""}, "host\nown\nother\n", noFiles},
 		"shells":                    {[]string{"completion", ""}, "bash\nzsh\nfish\n", noFiles},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -27,6 +27,21 @@ rules:
   deny: true
 `)
 	good := filepath.Join(dir, "policy.yaml")
+	if err := os.MkdirAll(filepath.Join(dir, "more", "policy.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	own := write("more/policy.d/10.yaml", `version: 1
+rules:
+- name: own
+  match: {gid: [7], netns: own, contained: true, cgroup: ["/a/**"], exe: ["/bin/*"]}
+  allow: {verbs: [attach], modes: [native]}
+`)
+	if err := os.MkdirAll(filepath.Join(dir, "broken", "policy.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write("broken/policy.yaml", "version: 1\nrules: []\n")
+	write("broken/policy.d/20.yaml", "version: 1\nrules: [1]\n")
+	const insider = "uid=1,gid=2,group=6,group=7,cgroup=/a/b,exe=/bin/a,contained"
 	for _, c := range []struct {
 		args   string
 		code   int
@@ -43,6 +58,15 @@ rules:
 		{"explain --as uid=1000,unit=app-a.service eth0 attach --priority 15 -f " + good, 5, `it allows held`, ""},
 		{"explain --as uid=1000 eth0 attach -f " + good, 5, `denied: rule "rest"`, ""},
 		{"explain -o json --as uid=1000 eth0 attach -f " + good, 5, `"allowed": false`, ""},
+		{"check " + good + " " + own, 0, "3  own   allows attach", ""},
+		{"check --config " + filepath.Join(dir, "more"), 0, "1  own   allows attach", ""},
+		{"check --config " + filepath.Join(dir, "broken"), 2, "", "20.yaml:2:9: "},
+		{"explain --as uid=1 eth0 attach --config " + filepath.Join(dir, "broken"), 2, "", "20.yaml:2:9: "},
+		{"explain --as " + insider + " --netns own --mode native eth0 attach -f " + own, 0, `allowed: rule "own"`, ""},
+		{"explain --as " + insider + " --netns own eth0 attach -f " + own, 5, `the mode is auto, and it allows native`, ""},
+		{"explain --as " + insider + " --netns other --mode native eth0 attach -f " + own, 5, `denied: no rule of the policy matches`, ""},
+		{"explain --as uid=0 eth0 attach --exclusive --others --config " + filepath.Join(dir, "none"), 0, `allowed: rule "default"`, ""},
+		{"explain --as uid=0,contained eth0 attach --config " + filepath.Join(dir, "none"), 5, `no rule`, ""},
 		{"explain --as gid=1 eth0 attach -f " + good, 2, "", "uid is missing"},
 		{"explain --as uid=x eth0 attach -f " + good, 2, "", "uid is a number"},
 		{"explain --as uid=1,shoe=4 eth0 attach -f " + good, 2, "", `there is no "shoe"`},
