@@ -34,14 +34,18 @@ func TestNoPacketMeetsNoProgramDuringAReplace(t *testing.T) {
 					// replace takes its time, after the last one.
 					Port: gapPort, Packets: 10 * gapPackets, Duration: time.Minute, Rate: 50_000,
 				})
-				for n := range gapReplaces {
-					// As many packets before and after each, and at least one.
+				// As many packets before and after each, and at least one.
+				await := func(n int) {
 					f.AwaitSent(uint64(n+1) * gapPackets / (gapReplaces + 2))
 					if !kerneltest.Eventually(func() bool { return g.met(t, n) > 0 }) {
 						t.Fatalf("program %d of %d meets no packet", n, len(g.versions))
 					}
+				}
+				for n := range gapReplaces {
+					await(n)
 					replace(n, n+1)
 				}
+				await(gapReplaces)
 				if !f.Running() {
 					t.Error("the flood ended before the last replace")
 				}
@@ -131,9 +135,6 @@ func (g *gates) checkCount(t *testing.T, v *kerneltest.Veth, sent uint64) {
 		return met+lost == sent
 	}) {
 		t.Errorf("%d packets were sent, the gates met %d, and %d were lost in queues", sent, met, lost)
-	}
-	if g.met(t, len(g.versions)-1) == 0 {
-		t.Error("the last program met no packet: it was not attached under the flood")
 	}
 	if lost > 0 {
 		t.Logf("%d packets were lost in queues", lost)

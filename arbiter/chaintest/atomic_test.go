@@ -163,14 +163,16 @@ func testAtomic(t *testing.T, engine arbiter.Engine, rounds int) {
 	f := kerneltest.StartMarked(p.T, p.veth)
 	changes := 0
 	for range rounds {
+		before := f.Arrived()
 		transaction := c.transaction()
 		changes += len(transaction)
 		apply(transaction)
 		states = append(states, state{c.seen(), f.Begun()})
+		// There have to be some packets for each, or nothing is shown.
+		f.AwaitArrived(before + 2)
 	}
 	packets := f.End()
 	check(t, states, packets)
-	// There have to be some packets for each transaction, or nothing is shown.
 	if len(packets) < 2*rounds {
 		t.Errorf("only %d packets arrived, for %d transactions", len(packets), rounds)
 	}

@@ -279,6 +279,7 @@ func TestNothingIsLostHoweverOftenTheDaemonIsKilled(t *testing.T) {
 	traffic := kerneltest.StartMarked(t, p.veth)
 	rounds := kerneltest.HostRounds(200)
 	for round := range rounds {
+		before := traffic.Arrived()
 		// Between its start and its end it is caught at whatever it does.
 		time.Sleep(rand.N(40 * time.Millisecond))
 		d.Kill()
@@ -292,6 +293,7 @@ func TestNothingIsLostHoweverOftenTheDaemonIsKilled(t *testing.T) {
 			m.Kill()
 		}
 		d = p.startDaemon()
+		traffic.AwaitArrived(before + 10)
 	}
 	packets := traffic.End()
 	wrong := 0

@@ -42,6 +42,8 @@ type place struct {
 	link kernel.FD
 	// own is the link that the xdp half made, if any.
 	own *xdp.Link
+	// between is called by a replacement that leaves a gap, in it.
+	between func()
 	// opened close the namespaces that package xdp opened.
 	opened []func()
 }

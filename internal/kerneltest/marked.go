@@ -25,6 +25,7 @@ type MarkedTraffic struct {
 	done    chan struct{}
 	sink    *net.UDPConn
 	arrived chan struct{}
+	count   atomic.Uint64 // of packets
 	packets []Marked
 }
 
@@ -76,6 +77,20 @@ func StartMarked(t testing.TB, v *Veth) *MarkedTraffic {
 // Begun is the number of the last packet that may be under way.
 func (f *MarkedTraffic) Begun() uint64 { return f.begun.Load() }
 
+// Arrived is how many packets have arrived so far.
+func (f *MarkedTraffic) Arrived() uint64 { return f.count.Load() }
+
+// AwaitArrived waits until so many packets have arrived, or the last one was sent.
+func (f *MarkedTraffic) AwaitArrived(n uint64) {
+	for f.Arrived() < n {
+		select {
+		case <-f.done:
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
 // End stops sending, and returns what has arrived.
 func (f *MarkedTraffic) End() []Marked {
 	select {
@@ -126,5 +141,6 @@ func (f *MarkedTraffic) receive() {
 			continue
 		}
 		f.packets = append(f.packets, Marked{binary.LittleEndian.Uint64(b), slices.Clone(b[9 : 9+b[8]])})
+		f.count.Add(1)
 	}
 }
