@@ -49,7 +49,7 @@ func (a *app) daemon(ctx context.Context) (arbiter.Service, error) {
 		return c, nil
 	case socket != "":
 		if errors.Is(err, client.ErrNoDaemon) {
-			err = noDaemon(socket)
+			err = noDaemon(socket, ", or do it without one, with --embedded and as root")
 		}
 		return nil, err
 	default:

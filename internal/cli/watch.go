@@ -56,7 +56,7 @@ With -o json each line is an object.`,
 			socket := cmp.Or(a.socket, a.env.Getenv("HOLDFAST_SOCKET"), client.DefaultSocket)
 			daemon, err := client.Open(ctx, client.Options{Socket: socket})
 			if errors.Is(err, client.ErrNoDaemon) {
-				return noDaemon(socket)
+				return noDaemon(socket, "")
 			}
 			if err != nil {
 				return err
@@ -88,10 +88,11 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return t, nil
 }
 
-func noDaemon(socket string) error {
+// noDaemon says so; otherwise is what else could be done.
+func noDaemon(socket, otherwise string) error {
 	return &xdp.Error{
 		Op: "ask the daemon", Hook: socket, Err: xdp.ErrNotFound, Detail: "nobody listens there",
-		Hint: "start `holdfast daemon`, or do it without one, with --embedded and as root",
+		Hint: "start `holdfast daemon`" + otherwise,
 	}
 }
 
