@@ -80,7 +80,7 @@ func InMachine() bool { return Kernel() != Host }
 // is a race on one is one on all, and eight processes at once are what takes
 // longest there.
 func Rounds(full int) int {
-	if Kernel() == "6.12" {
+	if Kernel() == vm.Full {
 		return full
 	}
 	return HostRounds(full)
@@ -99,19 +99,26 @@ func HostRounds(full int) int {
 // then one, and not the next Between.
 type Sample struct{ Skip, Between int }
 
+// Takes tells whether the i-th point, counted from 0, is taken.
+func (s Sample) Takes(i int) bool { return i >= s.Skip && (i-s.Skip)%(1+s.Between) == 0 }
+
 // OneOf is every n-th point in a virtual machine, on each kernel beginning with
-// another one, and all on the machine's own kernel.
+// another one, and all on the machine's own kernel. It takes an odd n: what a test
+// does at every second point it would do at all of them or at none otherwise.
 func OneOf(n int) Sample {
+	if n%2 == 0 {
+		panic(fmt.Sprintf("kerneltest: every %d. point is always an odd one, or always an even one", n))
+	}
 	if !InMachine() {
 		return Sample{}
 	}
 	return Sample{Skip: max(0, slices.Index(vm.Kernels(), Kernel())) % n, Between: n - 1}
 }
 
-// OneOfElsewhere is OneOf for what some machines' own kernels can't run: on 6.12 it
-// is all of them, as with [Rounds].
+// OneOfElsewhere is OneOf for what some machines' own kernels can't run: on the kernel
+// that makes all of [Rounds] it is all of them.
 func OneOfElsewhere(n int) Sample {
-	if Kernel() == "6.12" {
+	if Kernel() == vm.Full {
 		return Sample{}
 	}
 	return OneOf(n)

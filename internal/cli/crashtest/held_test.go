@@ -22,7 +22,7 @@ func TestRunLeavesNothingThatIsAttachedWhereverItIsKilled(t *testing.T) {
 	s := newSite(t)
 	args := []string{"run", s.name, s.objects["tailcall"], "--program", "enter", "--", "/proc/self/exe", "version"}
 	crash.Sweep{
-		BeforeOnly: kerneltest.InMachine(), Sample: kerneltest.OneOf(4),
+		BeforeOnly: kerneltest.InMachine(), Sample: kerneltest.OneOf(5),
 		Setup: func(*testing.T) crash.Command {
 			return crash.Command{Path: "/proc/self/exe", Args: args, Env: s.env(), Counts: points(byCommand)}
 		},
@@ -81,7 +81,7 @@ func TestTheHolderLeavesNothingThatIsAttachedWhereverItIsKilled(t *testing.T) {
 	defer null.Close()
 	again := []string{"run", s.name, s.objects["tailcall"], "--program", "enter", "--", "/proc/self/exe", "version"}
 	crash.Sweep{
-		BeforeOnly: kerneltest.InMachine(), Sample: kerneltest.OneOf(4),
+		BeforeOnly: kerneltest.InMachine(), Sample: kerneltest.OneOf(5),
 		Setup: func(*testing.T) crash.Command {
 			return crash.Command{
 				Path: "/proc/self/exe", Args: []string{"hold", s.name, s.objects["tailcall"], "--program", "enter"},
@@ -102,7 +102,7 @@ func TestWhatIsAttachedWhileAProcessLivesIsHeldWhereverTheCommandIsKilled(t *tes
 	var watched *kerneltest.Process
 	var args []string
 	crash.Sweep{
-		BeforeOnly: kerneltest.InMachine(), Sample: kerneltest.OneOf(4),
+		BeforeOnly: kerneltest.InMachine(), Sample: kerneltest.OneOf(5),
 		Setup: func(t *testing.T) crash.Command {
 			watched = startWaiting(t)
 			args = []string{

@@ -39,7 +39,7 @@ func TestLockUnlockAndAdoptCanBeKilledAnywhere(t *testing.T) {
 				return d.Index
 			}
 			crash.Sweep{
-				Sample: kerneltest.OneOf(4),
+				Sample: kerneltest.OneOf(5),
 				Setup: func(t *testing.T) crash.Command {
 					if op.before != "" {
 						s.runs(t, op.before)
