@@ -289,6 +289,38 @@ func TestWhatAClientSaysOfItselfCountsForNothing(t *testing.T) {
 	}
 }
 
+// A claim finds its hook by the descriptor only, so its namespace is not known when the
+// policy is asked.
+func TestARuleThatDeniesANamespaceDeniesAClaim(t *testing.T) {
+	p := newGuarded(t)
+	r, holder := p.ask(1001, asked{Method: "Attach", Files: []string{p.readable("pass")}, More: true}, attaching(p, "a", owned.Held))
+	if r.Error != "" {
+		t.Fatalf("%s %s", r.Error, r.Parameters)
+	}
+	token := p.tokenOf(holder)
+	defer token.Close()
+	const heir = "- name: heir\n  match: {uid: [1002]}\n  allow: {verbs: [claim], others: true}\n"
+	for _, c := range []struct{ rules, denied string }{
+		{"- name: not the host\n  match: {netns: host}\n  deny: true\n" + heir, "not the host"},
+		{"- name: not its own\n  match: {netns: own}\n  deny: true\n" + heir, "not its own"},
+		{"- name: any\n  match: {netns: any, interface: [nothing]}\n  deny: true\n" + heir, ""},
+	} {
+		p.write("policy.yaml", "version: 1\nrules:\n"+c.rules)
+		if err := p.daemon.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		r, _ := p.ask(1002, asked{Method: "Claim"}, wire.Claim{}, token)
+		var e wire.ErrorParameters
+		_ = json.Unmarshal(r.Parameters, &e)
+		if r.is("NotPermitted") != (c.denied != "") || e.Rule != c.denied {
+			t.Errorf("%s: %s %s", c.denied, r.Error, r.Parameters)
+		}
+	}
+	holder.Kill()
+	token.Close()
+	p.empty()
+}
+
 func TestAReplayedDescriptorProvesNothing(t *testing.T) {
 	p := newGuarded(t)
 	pass := []string{p.readable("pass")}
