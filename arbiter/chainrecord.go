@@ -518,7 +518,9 @@ func (r *chainRecord) detachedBy() *request {
 	by := r.header.Done
 	switch {
 	case r.header.Pending != nil && r.next.ProgramID == 0:
-		by = r.header.Pending
+		// Whoever made the change was killed. Who asked for it may be another, and
+		// alive.
+		return r.header.Pending
 	case r.current.ProgramID != 0:
 		return nil
 	}

@@ -443,6 +443,11 @@ func (a *Arbiter) settleChain(l locked, key string, r *chainRecord) (bool, error
 	if err != nil {
 		return false, err
 	}
+	if made && r.next.ProgramID == 0 {
+		if err := detachByID(r.header.LinkID); err != nil {
+			return false, err
+		}
+	}
 	a.log("settled a change that a killed process had begun", "entry", key, "made", made)
 	drain := leaves(r.current, r.next) || leaves(r.next, r.current)
 	had := r.current
@@ -479,6 +484,11 @@ func (a *Arbiter) keepSettled(key string, r *chainRecord) error {
 
 // wasMade asks the kernel which of two arrangements runs.
 func (a *Arbiter) wasMade(r *chainRecord) (bool, error) {
+	if r.next.ProgramID == 0 && r.current.pinned() && !exists(filepath.Join(filepath.Dir(r.path), linkPin)) {
+		// The pin goes before the link is detached. Whoever removed it was killed in
+		// between, or after that, and the kernel takes a moment to let the link go.
+		return true, nil
+	}
 	program := uint32(0)
 	if r.header.LinkID != 0 {
 		root, err := xdp.OpenID(r.header.LinkID)
@@ -511,6 +521,25 @@ func (a *Arbiter) wasMade(r *chainRecord) (bool, error) {
 		wanted = wanted.With(m.Slot)
 	}
 	return d.Enabled() == wanted, nil
+}
+
+// detachByID detaches a link that is about to go, if it is there still.
+func detachByID(id uint32) error {
+	if id == 0 {
+		return nil
+	}
+	link, err := xdp.OpenID(id)
+	if errors.Is(err, xdp.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer link.Close()
+	if err := link.Detach(); err != nil && !errors.Is(err, xdp.ErrGone) {
+		return err
+	}
+	return nil
 }
 
 // sweep removes the pins that the chain has no use for. With drain it first
