@@ -98,11 +98,15 @@ func TestTheCommandHasWhatScriptsUse(t *testing.T) {
 		"status":     {"netns", "all-netns"},
 		"features":   {"netns", "try"},
 		"gc":         {"dry-run"},
+		"daemon":     {"config", "socket"},
 		"version":    nil,
 		"completion": nil,
 		"help":       nil,
+
+		"policy check":   {"config"},
+		"policy explain": {"as", "file", "config", "mode", "lifetime", "netns", "priority", "exclusive", "others"},
 	} {
-		c, rest, err := tree().Find([]string{command})
+		c, rest, err := tree().Find(strings.Fields(command))
 		if err != nil || len(rest) > 0 {
 			t.Errorf("there is no command %s", command)
 			continue

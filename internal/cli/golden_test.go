@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/features"
 	"github.com/holdfast-bpf/holdfast/internal/doctor"
 	"github.com/holdfast-bpf/holdfast/internal/procfs"
+	"github.com/holdfast-bpf/holdfast/policy"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -339,6 +340,29 @@ func TestChecksArePrintedAsTheyWere(t *testing.T) {
 		}
 		return nil
 	}))
+}
+
+func TestThePolicyIsPrintedAsItWas(t *testing.T) {
+	p := &policy.Policy{Rules: append([]policy.Rule{
+		{Name: "guests", Where: "/etc/holdfast/policy.yaml:3"},
+		{Name: "filters <1>", Where: "/etc/holdfast/policy.d/10.yaml:3", Allow: &policy.Allow{Verbs: []policy.Verb{policy.Attach, policy.Detach}}},
+	}, policy.Default().Rules...)}
+	rules := func(a *app) error { return a.printRules(p) }
+	golden(t, "policy.json", printed(t, "json", rules))
+	golden(t, "policy.table", printed(t, "table", rules))
+	golden(t, "policy-empty.json", printed(t, "json", func(a *app) error { return a.printRules(&policy.Policy{}) }))
+	golden(t, "policy-empty.table", printed(t, "table", func(a *app) error { return a.printRules(&policy.Policy{}) }))
+	for name, uid := range map[string]int{"allowed": 0, "denied": 1000} {
+		d := policy.Default().Decide(policy.Subject{UID: uid, GID: uid}, policy.Request{Verb: policy.Attach, Interface: "eth0"})
+		decision := func(a *app) error {
+			if err := a.printDecision(d); (ExitCode(err) == exitDone) != d.Allowed {
+				t.Errorf("%s: the exit code is %d", name, ExitCode(err))
+			}
+			return nil
+		}
+		golden(t, "decision-"+name+".json", printed(t, "json", decision))
+		golden(t, "decision-"+name+".table", printed(t, "table", decision))
+	}
 }
 
 func TestVersionsArePrintedAsTheyWere(t *testing.T) {

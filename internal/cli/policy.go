@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/policy"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -33,18 +35,8 @@ file root may do all, outside of containers, and nobody else anything.`,
 	return c
 }
 
-// policyFlags say which policy is meant.
-type policyFlags struct{ dir, file string }
-
-func (f *policyFlags) read() (*policy.Policy, error) {
-	if f.file == "" {
-		return policy.Load(f.dir)
-	}
-	return policy.ReadFile(f.file)
-}
-
 func (a *app) policyCheckCommand() *cobra.Command {
-	var f policyFlags
+	var dir string
 	c := &cobra.Command{
 		Use:   "check [FILE...]",
 		Short: "Tell whether the policy can be read, and its rules in their order",
@@ -52,14 +44,18 @@ func (a *app) policyCheckCommand() *cobra.Command {
 order that they are tried in. What is wrong is said with file, line and column.`,
 		Example: `  holdfast policy check
   holdfast policy check policy.yaml`,
-		RunE: func(_ *cobra.Command, args []string) error {
-			p := &policy.Policy{}
+		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				var err error
-				if p, err = f.read(); err != nil {
+				p, err := policy.Load(dir)
+				if err != nil {
 					return err
 				}
+				return a.printRules(p)
 			}
+			if c.Flags().Changed("config") {
+				return usagef("FILE and --config exclude each other")
+			}
+			p := &policy.Policy{}
 			for _, name := range args {
 				one, err := policy.ReadFile(name)
 				if err != nil {
@@ -70,7 +66,7 @@ order that they are tried in. What is wrong is said with file, line and column.`
 			return a.printRules(p)
 		},
 	}
-	c.Flags().StringVar(&f.dir, "config", policy.Dir, "directory of the policy")
+	c.Flags().StringVar(&dir, "config", policy.Dir, "directory of the policy")
 	return c
 }
 
@@ -93,7 +89,7 @@ func (a *app) printRules(p *policy.Policy) error {
 			what = "allows " + strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Allow.Verbs), " ", ", "), "[]")
 		}
 		results = append(results, result)
-		rows = append(rows, []string{strconv.Itoa(i + 1), r.Name, what, r.Where})
+		rows = append(rows, []string{strconv.Itoa(i + 1), r.Name, what, cmp.Or(r.Where, "built in, as there is no file")})
 	}
 	if a.json() {
 		return a.printJSON("policy", results)
@@ -107,8 +103,7 @@ func (a *app) printRules(p *policy.Policy) error {
 }
 
 func (a *app) policyExplainCommand() *cobra.Command {
-	var f policyFlags
-	var as, mode, lifetime, netns string
+	var dir, file, as, mode, lifetime, netns string
 	var priority uint32
 	var exclusive, others bool
 	c := &cobra.Command{
@@ -119,8 +114,12 @@ need not be there. VERB is attach, replace, detach, set, lock, unlock, adopt, cl
 or reload. Quotas and digests are not looked at. The exit code is 0 if it is
 allowed, and 5 if not.
 
+A claim is of somebody else's lease, in a network namespace that is not known; a
+reload is about no interface, whichever is given.
+
 WHO is what the kernel would say of the process: uid=1000, and with commas between
-them gid=, group= (again for each), unit=, cgroup=, exe= and contained.`,
+them gid=, group= (again for each), unit=, cgroup=, exe= and contained. It is in no
+group that is not named, and a unit, cgroup or exe that is left out is not known.`,
 		Example: `  holdfast policy explain --as uid=1000 eth0 attach
   holdfast policy explain --as uid=7,unit=a.service eth0 attach --priority 10`,
 		Args: exactly("IF", "VERB"), ValidArgsFunction: completeRequest,
@@ -132,9 +131,6 @@ them gid=, group= (again for each), unit=, cgroup=, exe= and contained.`,
 			r := policy.Request{Interface: args[0], Verb: policy.Verb(args[1]), Lifetime: owned.Lifetime(lifetime), Exclusive: exclusive, Others: others}
 			if err := r.Mode.UnmarshalText([]byte(mode)); err != nil {
 				return usagef("--mode %q: it is auto, native, generic or offload", mode)
-			}
-			if c.Flags().Changed("priority") {
-				r.Priority = &priority
 			}
 			switch netns {
 			case "host":
@@ -154,27 +150,52 @@ them gid=, group= (again for each), unit=, cgroup=, exe= and contained.`,
 			if !slices.Contains(policy.Verbs, r.Verb) {
 				return usagef("there is no verb %q: there are %s", args[1], strings.Trim(fmt.Sprint(policy.Verbs), "[]"))
 			}
-			p, err := f.read()
+			if c.Flags().Changed("priority") {
+				r.Priority = &priority
+			}
+			read := func() (*policy.Policy, error) { return policy.Load(dir) }
+			if c.Flags().Changed("file") {
+				if c.Flags().Changed("config") {
+					return usagef("--file and --config exclude each other")
+				}
+				read = func() (*policy.Policy, error) { return policy.ReadFile(file) }
+			}
+			p, err := read()
 			if err != nil {
 				return err
 			}
-			return a.printDecision(p.Decide(s, r))
+			return a.printDecision(p.Decide(s, asTheDaemon(r)))
 		},
 	}
 	flags := c.Flags()
 	flags.StringVar(&as, "as", "", "who asks")
-	flags.StringVarP(&f.file, "file", "f", "", "a file of the policy, instead of the directory's")
-	flags.StringVar(&f.dir, "config", policy.Dir, "directory of the policy")
+	flags.StringVarP(&file, "file", "f", "", "a file of the policy, instead of the directory's")
+	flags.StringVar(&dir, "config", policy.Dir, "directory of the policy")
 	flags.StringVar(&mode, "mode", "auto", "mode of the hook: auto, native, generic or offload")
 	flags.StringVar(&lifetime, "lifetime", "permanent", "lifetime of the member: held or permanent")
 	flags.StringVar(&netns, "netns", "host", "network namespace of the interface: host (and of who asks), own or other")
-	flags.Uint32Var(&priority, "priority", 0, "priority of the member")
+	flags.Uint32Var(&priority, "priority", 0, "priority of the member, which an attach or adopt without one has from its object; else 50")
 	flags.BoolVar(&exclusive, "exclusive", false, "whether the hook is asked for to itself")
 	flags.BoolVar(&others, "others", false, "whether it is about what somebody else made")
 	completeFlag(c, "mode", "auto", "native", "generic", "offload")
 	completeFlag(c, "lifetime", "held", "permanent")
 	completeFlag(c, "netns", "host", "own", "other")
 	return c
+}
+
+// asTheDaemon is the request as the daemon would ask it.
+func asTheDaemon(r policy.Request) policy.Request {
+	switch r.Verb {
+	case policy.Attach, policy.Adopt:
+		if r.Priority == nil {
+			r.Priority = new(chain.DefaultPriority)
+		}
+	case policy.Claim: // it does not ask for one's own, and finds the hook by a descriptor
+		r.Others, r.HostNetns, r.OwnNetns, r.NetnsUnknown = true, false, false, true
+	case policy.Reload:
+		return policy.Request{Verb: r.Verb}
+	}
+	return r
 }
 
 // completeRequest completes an interface and a verb.
@@ -194,7 +215,11 @@ func completeRequest(c *cobra.Command, args []string, word string) ([]string, co
 
 // parseSubject reads who asks.
 func parseSubject(as string) (s policy.Subject, err error) {
-	s.UID = -1
+	if as == "" {
+		return s, usagef("--as is missing; give uid=1000, and more with commas between them")
+	}
+	s.UID, s.GID = -1, -1
+	given := map[string]bool{}
 	for _, part := range strings.Split(as, ",") {
 		key, value, ok := strings.Cut(part, "=")
 		if part == "contained" {
@@ -204,6 +229,10 @@ func parseSubject(as string) (s policy.Subject, err error) {
 		if !ok || value == "" {
 			return s, usagef("--as %q: %q is no part of it; give uid=1000, and more with commas between them", as, part)
 		}
+		if given[key] && key != "group" {
+			return s, usagef("--as %q: %s is there twice", as, key)
+		}
+		given[key] = true
 		number := 0
 		switch key {
 		case "uid", "gid", "group":
@@ -212,6 +241,10 @@ func parseSubject(as string) (s policy.Subject, err error) {
 				return s, usagef("--as %q: %s is a number", as, key)
 			}
 			number = int(n)
+		case "cgroup", "exe":
+			if !strings.HasPrefix(value, "/") {
+				return s, usagef("--as %q: %s is a path that begins with a slash", as, key)
+			}
 		}
 		switch key {
 		case "uid":

@@ -26,6 +26,18 @@ rules:
 - name: rest
   deny: true
 `)
+	duties := write("duties.yaml", `version: 1
+rules:
+- name: here
+  match: {uid: [7], interface: ["eth*"], netns: host}
+  allow: {verbs: [adopt, set, claim, reload], priority: 80-99, others: true}
+- name: wheel
+  match: {gid: [0]}
+  allow: {verbs: [claim, reload]}
+- name: operators
+  match: {gid: [8]}
+  allow: {verbs: [claim, reload], others: true}
+`)
 	good := filepath.Join(dir, "policy.yaml")
 	if err := os.MkdirAll(filepath.Join(dir, "more", "policy.d"), 0o755); err != nil {
 		t.Fatal(err)
@@ -67,6 +79,24 @@ rules:
 		{"explain --as " + insider + " --netns other --mode native eth0 attach -f " + own, 5, `denied: no rule of the policy matches`, ""},
 		{"explain --as uid=0 eth0 attach --exclusive --others --config " + filepath.Join(dir, "none"), 0, `allowed: rule "default"`, ""},
 		{"explain --as uid=0,contained eth0 attach --config " + filepath.Join(dir, "none"), 5, `no rule`, ""},
+		// Asked as the daemon asks: an attach has a priority, a claim is of somebody
+		// else's lease that could be anywhere, and a reload is about no interface.
+		{"explain --as uid=1000,unit=app-a.service eth0 attach --lifetime held -f " + good, 5, `the priority is 50, and it allows 10 to 20`, ""},
+		{"explain --as uid=7 eth0 adopt -f " + duties, 5, `the priority is 50, and it allows 80 to 99`, ""},
+		{"explain --as uid=7 eth0 adopt --priority 80 -f " + duties, 0, `allowed: rule "here"`, ""},
+		{"explain --as uid=7 eth0 set -f " + duties, 0, `allowed: rule "here"`, ""},
+		{"explain --as uid=7 eth0 claim -f " + duties, 5, `no rule`, ""},
+		{"explain --as uid=7 eth0 reload -f " + duties, 5, `no rule`, ""},
+		{"explain --as uid=9,gid=0 eth0 claim -f " + duties, 5, `rule "wheel" (` + duties + `:6) does not allow it: it belongs to somebody else`, ""},
+		{"explain --as uid=9,group=8 eth0 claim -f " + duties, 0, `allowed: rule "operators"`, ""},
+		{"explain --as uid=9,group=8 eth0 reload --others -f " + duties, 0, `allowed: rule "operators"`, ""},
+		{"explain --as uid=0 eth0 reload -f " + duties, 5, `no rule`, ""}, // in no group that is not named
+		{"explain eth0 attach -f " + good, 2, "", "--as is missing"},
+		{"explain --as uid=1,uid=0 eth0 attach -f " + good, 2, "", "uid is there twice"},
+		{"explain --as uid=1,exe=a eth0 attach -f " + good, 2, "", "exe is a path"},
+		{"explain --as uid=1,cgroup=a eth0 attach -f " + good, 2, "", "cgroup is a path"},
+		{"explain --as uid=1 eth0 attach --config " + dir + " -f " + good, 2, "", "--file and --config exclude each other"},
+		{"check --config " + dir + " " + good, 2, "", "FILE and --config exclude each other"},
 		{"explain --as gid=1 eth0 attach -f " + good, 2, "", "uid is missing"},
 		{"explain --as uid=x eth0 attach -f " + good, 2, "", "uid is a number"},
 		{"explain --as uid=1,shoe=4 eth0 attach -f " + good, 2, "", `there is no "shoe"`},
