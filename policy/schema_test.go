@@ -15,6 +15,9 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"pgregory.net/rapid"
+
+	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
 // schema is as much of JSON Schema as the published one uses: whatever else is in it
@@ -176,6 +179,63 @@ func TestThePublishedExamplesAreTaken(t *testing.T) {
 		}
 		if err := root.check(root, v); err != nil {
 			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// What policy.md says of denials is said: each of its rows by one of these, and each of
+// these is in one row.
+func TestThePublishedDenialsAreThoseThatThereAre(t *testing.T) {
+	text := file(t, "../docs/policy.md")
+	_, text, _ = strings.Cut(text, "\n## Denials\n")
+	said := map[string]*regexp.Regexp{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(text, -1) {
+		said[m[1]] = regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(m[1]), "…", ".+") + "$")
+	}
+	const leaves = `rule "x" (file:line) does not allow it: `
+	if said[leaves+"…"] == nil {
+		t.Fatalf("policy.md does not have %q", leaves)
+	}
+	delete(said, leaves+"…") // its rest has a table of its own
+	allow := read(t, rules).Rules[2].Allow
+	found := map[string]bool{}
+	for name, c := range map[string]struct {
+		allow  *Allow
+		change func(*Request)
+	}{
+		"no rule":       {allow, func(r *Request) { r.Interface = "wlan0" }},
+		"denied":        {nil, func(*Request) {}},
+		"verb":          {allow, func(r *Request) { r.Verb = Detach }},
+		"another's":     {allow, func(r *Request) { r.Others = true }},
+		"mode":          {allow, func(r *Request) { r.Mode = xdp.Auto }},
+		"lifetime":      {allow, func(r *Request) { r.Lifetime = owned.Permanent }},
+		"priority":      {allow, func(r *Request) { r.Priority = priority(9) }},
+		"beside":        {allow, func(r *Request) { r.Priority, r.Beside = nil, true }},
+		"exclusive":     {allow, func(r *Request) { r.Exclusive = true }},
+		"object":        {allow, func(r *Request) { r.Digest = "tag:1" }},
+		"size":          {allow, func(r *Request) { r.ObjectSize++ }},
+		"instructions":  {allow, func(r *Request) { r.Instructions++ }},
+		"members":       {allow, func(r *Request) { r.Usage = has(2, 0) }},
+		"memory of all": {allow, func(r *Request) { r.MapMemory++ }},
+	} {
+		s, r := edge()
+		c.change(&r)
+		p := Policy{Rules: []Rule{{Name: "x", Where: "file:line", Match: Match{Interface: []string{"eth0"}}, Allow: c.allow}}}
+		reason := strings.TrimPrefix(p.Decide(s, r).Reason, leaves)
+		var rows []string
+		for row, says := range said {
+			if says.MatchString(reason) {
+				rows = append(rows, row)
+				found[row] = true
+			}
+		}
+		if len(rows) != 1 {
+			t.Errorf("%s: %q is in the rows %q of policy.md", name, reason, rows)
+		}
+	}
+	for row := range said {
+		if !found[row] {
+			t.Errorf("nothing says %q of policy.md", row)
 		}
 	}
 }
