@@ -99,6 +99,9 @@ func newSources(t *Transaction, owner Owner, again bool) (_ *sources, err error)
 				return nil, &owned.Error{Op: c.Op, Member: c.Name, Err: owned.ErrInvalid, Detail: "a program that was loaded as an extension runs live only", Hint: "leave the engine out"}
 			}
 			t.Engine = Live
+			if c.Op == owned.Add && c.Priority == nil && c.Before == "" && c.After == "" {
+				c.Priority = new(chain.DefaultPriority) // it has no object that says one, and a policy is to see it
+			}
 			src = &source{name: c.Name, hook: t.Hook, record: memberRecord{Owner: owner, Since: time.Now().Round(time.Second), Object: "its holder's own"}}
 			s.changes = append(s.changes, src)
 			if err := c.ownLoaded(src); err != nil {

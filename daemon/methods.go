@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/features"
 	"github.com/holdfast-bpf/holdfast/internal/netns"
@@ -422,6 +424,13 @@ func (s *session) decide(r policy.Request, where string) error {
 func (s *session) may(_ context.Context, c *varlink.Call, p wire.May) error {
 	i := arbiter.Intent{
 		Verb: p.Verb, Member: p.Member, Lifetime: p.Lifetime, Priority: p.Priority, Exclusive: p.Exclusive,
+	}
+	if p.Verb == arbiter.VerbAttach || p.Verb == arbiter.VerbAdopt {
+		// What an attach has that does not say otherwise, nor its object.
+		i.Lifetime = cmp.Or(i.Lifetime, owned.Permanent)
+		if i.Priority == nil {
+			i.Priority = new(chain.DefaultPriority)
+		}
 	}
 	ask := func(h *xdp.Hook) error {
 		if h != nil {

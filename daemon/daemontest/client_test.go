@@ -327,3 +327,45 @@ func TestAClientLoadsItsMemberItself(t *testing.T) {
 	}
 	p.empty()
 }
+
+// Who loads its member itself is held to the rules like others.
+func TestAnOwnProgramIsNoWayAroundThePolicy(t *testing.T) {
+	p := newPlace(t)
+	p.write("policy.yaml", "version: 1\nrules:\n- name: late\n  match: {uid: [0]}\n  allow: {verbs: [attach, detach], priority: 80-99}\n")
+	if err := p.daemon.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	a := p.app()
+	if answer, err := a.client.May(t.Context(), holdfastclient.Question{Verb: arbiter.VerbAttach, Hook: a.hook}); err != nil || answer.Allowed {
+		t.Errorf("may: %+v, error %v", answer, err)
+	}
+	if _, err := a.client.Apply(t.Context(), a.change(owned.Add, "plain", "count", owned.Held)); !errors.Is(err, xdp.ErrPermission) {
+		t.Errorf("by its object: %v", err)
+	}
+	slot, err := a.client.Slot(t.Context(), a.hook)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slot.Target.Close()
+	o, err := object.Open(kerneltest.ObjectFile(t, "count"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := o.Load(object.LoadOptions{Extend: &slot})
+	if errors.Is(err, object.ErrExtension) {
+		t.Skip("the kernel replaces no functions of programs")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loaded.Close()
+	own := arbiter.Transaction{Hook: a.hook, Changes: []arbiter.Change{{
+		Change: owned.Change{Op: owned.Add, Name: "own", Lifetime: owned.Held}, Extension: loaded.Program,
+	}}}
+	if applied, err := a.client.Apply(t.Context(), own); !errors.Is(err, xdp.ErrPermission) {
+		t.Errorf("loaded by itself: %v", err)
+		if err == nil {
+			applied.Held[0].Close()
+		}
+	}
+}
