@@ -65,6 +65,15 @@ type Intent struct {
 	// and Cost what it takes; both are zero where nothing is loaded.
 	Digest string
 	Cost   Cost
+	// Earlier is what the changes before it in the same transaction would bring, which
+	// is nowhere yet.
+	Earlier Brought
+}
+
+// Brought is what changes bring: so many new members, and so many bytes of maps.
+type Brought struct {
+	Members   int
+	MapMemory uint64
 }
 
 // Cost is what a member takes, as it can be told before it is loaded.
@@ -114,8 +123,9 @@ func (a *Arbiter) permitAll(t *Transaction, now hookState, s *sources) error {
 		}
 		return a.permit(i)
 	}
+	var brought Brought
 	for n, c := range t.Changes {
-		i := Intent{Verb: verbOf(c.Op), Hook: t.Hook, Interface: t.Hook.Name(), Member: c.Name, Lifetime: c.Lifetime, Priority: c.Priority, Beside: c.Before != "" || c.After != ""}
+		i := Intent{Earlier: brought, Verb: verbOf(c.Op), Hook: t.Hook, Interface: t.Hook.Name(), Member: c.Name, Lifetime: c.Lifetime, Priority: c.Priority, Beside: c.Before != "" || c.After != ""}
 		if t.adopt != nil {
 			i.Verb = VerbAdopt
 		}
@@ -134,6 +144,11 @@ func (a *Arbiter) permitAll(t *Transaction, now hookState, s *sources) error {
 		if err := a.permit(i); err != nil {
 			return err
 		}
+		if c.Op == owned.Add {
+			brought.Members++
+		}
+		// What goes beyond all numbers was refused, or has no bound.
+		brought.MapMemory += i.Cost.MapMemory
 	}
 	return nil
 }

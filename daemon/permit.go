@@ -45,7 +45,10 @@ func (s *session) request(i arbiter.Intent) policy.Request {
 		Verb: policy.Verb(i.Verb), Interface: i.Interface, Lifetime: i.Lifetime,
 		Priority: i.Priority, Beside: i.Beside, Exclusive: i.Exclusive, Others: s.others(i.Owner),
 		Digest: i.Digest, ObjectSize: i.Cost.ObjectSize, Instructions: i.Cost.Instructions, MapMemory: i.Cost.MapMemory,
-		Usage: func() (int, uint64) { return s.daemon.usage(s.owner.UID) },
+		Usage: func() (int, uint64) {
+			members, memory := s.daemon.usage(s.owner.UID)
+			return members + i.Earlier.Members, memory + i.Earlier.MapMemory
+		},
 	}
 	if i.Hook == nil {
 		r.NetnsUnknown = r.Verb != policy.Reload // which is about no interface
