@@ -72,9 +72,10 @@ type source struct {
 	program, extension *ebpf.Program
 }
 
-// newSources reads what the changes want to be loaded. It loads nothing yet.
-func newSources(t *Transaction, owner Owner, again bool) (_ *sources, err error) {
-	s := &sources{owner: owner, again: again, running: map[uint32]*source{}}
+// newSources reads what the changes want to be loaded. It loads nothing yet. behalf
+// tells that another process asks.
+func newSources(t *Transaction, owner Owner, behalf bool) (_ *sources, err error) {
+	s := &sources{owner: owner, again: behalf, running: map[uint32]*source{}}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -122,8 +123,11 @@ func newSources(t *Transaction, owner Owner, again bool) (_ *sources, err error)
 			}
 			src = &source{name: c.Name, object: c.Object, options: c.Load, frags: loads.Program.Frags, hook: t.Hook, record: memberRecord{
 				Owner: owner, Since: time.Now().Round(time.Second),
-				Object: pathOf(c.Object), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(), Cost: cost,
+				Object: c.Object.Path(), Program: loads.Program.Name, Digest: loads.Digest, Variables: c.Object.Assignments(), Cost: cost,
 			}}
+			if behalf {
+				src.record.Object = c.Object.Name() // it shall not learn which files there are
+			}
 			if c.PersistAs != "" {
 				path, err := filepath.Abs(c.PersistAs) // it is removed from elsewhere
 				if err != nil {
@@ -148,19 +152,6 @@ func newSources(t *Transaction, owner Owner, again bool) (_ *sources, err error)
 	sum := sha256.Sum256(b)
 	s.digest = hex.EncodeToString(sum[:])
 	return s, nil
-}
-
-// pathOf is where the object's file is, for whoever asks from another directory;
-// its name where it came from no file.
-func pathOf(o *object.Object) string {
-	path, err := filepath.Abs(o.Name())
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		return o.Name()
-	}
-	return path
 }
 
 // Loads is what an add or a replace loads.

@@ -349,7 +349,7 @@ func (m *message) object(c arbiter.Change) (*wire.Object, error) {
 		return nil, err
 	}
 	return &wire.Object{
-		File: m.add(f), Name: c.Object.Name(), Program: c.Load.Program.Name, Section: c.Load.Program.Section,
+		File: m.add(f), Name: c.Object.Path(), Program: c.Load.Program.Name, Section: c.Load.Program.Section,
 		First: c.Load.Program.First, Variables: c.Object.Assignments(), DeviceBound: c.Load.Ifindex != 0 && !c.Load.Offload,
 	}, nil
 }

@@ -35,6 +35,7 @@ import (
 	"math"
 	"math/bits"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -206,6 +207,19 @@ func checkHeader(b []byte) (what, hint string) {
 
 // Name returns the name that the object was opened or read by.
 func (o *Object) Name() string { return o.name }
+
+// Path returns where the object's file is, for whoever asks from another directory; its
+// name where it came from no file.
+func (o *Object) Path() string {
+	path, err := filepath.Abs(o.name)
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		return o.name
+	}
+	return path
+}
 
 // ELF returns the object's file, as it was read. Values that were set are not in
 // it. It must not be changed.

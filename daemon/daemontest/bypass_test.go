@@ -2,6 +2,8 @@ package daemontest
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 
@@ -110,6 +112,47 @@ func TestAQuotaOfOneObjectIsHeldAtItsEdge(t *testing.T) {
 		}
 		if err := p.connect().detach("a"); err != nil {
 			t.Error(err)
+		}
+	}
+	p.empty()
+}
+
+// What an object is called says something to people only: the daemon looks for no such
+// file, which it could see where the client can't.
+func TestTheNameOfAnObjectIsNotLookedFor(t *testing.T) {
+	p := newPlace(t)
+	secret := filepath.Join(p.etc, "secret")
+	if err := os.Mkdir(secret, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(secret, "there"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relative, err := filepath.Rel(here, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := p.connect()
+	for _, name := range []string{"there", "not-there"} {
+		hook, ns := p.hook()
+		sent := filepath.Join(relative, name)
+		if err := c.call("Attach", wire.Attach{Hook: hook, Name: "a", Object: &wire.Object{File: 1, Name: sent}}, nil, ns, p.object("pass")); err != nil {
+			t.Fatal(err)
+		}
+		hook, ns = p.hook()
+		var got wire.GetReply
+		if err := c.call("Get", wire.Get{Hook: hook}, &got, ns); err != nil {
+			t.Fatal(err)
+		}
+		if o := got.Attachment.Chain.Members[0].Object; o != sent {
+			t.Errorf("%s became %s", sent, o)
+		}
+		if err := c.detach("a"); err != nil {
+			t.Fatal(err)
 		}
 	}
 	p.empty()
