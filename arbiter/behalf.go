@@ -125,12 +125,10 @@ func (a *Arbiter) permitAll(t *Transaction, now hookState, s *sources) error {
 	}
 	var brought Brought
 	for n, c := range t.Changes {
-		i := Intent{Earlier: brought, Verb: verbOf(c.Op), Hook: t.Hook, Interface: t.Hook.Name(), Member: c.Name, Lifetime: c.Lifetime, Priority: c.Priority, Beside: c.Before != "" || c.After != ""}
+		i := c.Intent(t.Hook)
+		i.Earlier = brought
 		if t.adopt != nil {
 			i.Verb = VerbAdopt
-		}
-		if c.Exclusive != nil {
-			i.Exclusive = *c.Exclusive
 		}
 		if src := s.changes[n]; src != nil {
 			i.Digest, i.Cost = src.record.Digest, src.record.Cost
@@ -151,6 +149,22 @@ func (a *Arbiter) permitAll(t *Transaction, now hookState, s *sources) error {
 		brought.MapMemory += i.Cost.MapMemory
 	}
 	return nil
+}
+
+// Intent is what a change says by itself, before anybody has looked at what it would
+// load, or at the chain.
+func (c Change) Intent(h *xdp.Hook) Intent {
+	i := Intent{
+		Verb: verbOf(c.Op), Hook: h, Interface: h.Name(), Member: c.Name, Lifetime: c.Lifetime,
+		Priority: c.Priority, Beside: c.Before != "" || c.After != "",
+	}
+	if c.Op == owned.Add && i.Lifetime == "" {
+		i.Lifetime = owned.Permanent
+	}
+	if c.Exclusive != nil {
+		i.Exclusive = *c.Exclusive
+	}
+	return i
 }
 
 // about completes the intent by what the member is that it is about.

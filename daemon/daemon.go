@@ -59,6 +59,7 @@ type Daemon struct {
 	events   *history
 	leases   leases
 	users    users
+	objects  *budget // in bytes
 	watcher  *watcher
 	declared *declarations
 	// host is the id of the network namespace of process 1, and own of this process,
@@ -82,7 +83,7 @@ func Start(c Config) (*Daemon, error) {
 	if c.State.LockTimeout == arbiter.DefaultLockTimeout {
 		c.State.LockTimeout = time.Minute // for as long as many clients take
 	}
-	d := &Daemon{config: c, log: c.Log, events: newHistory()}
+	d := &Daemon{config: c, log: c.Log, events: newHistory(), objects: newBudget(maxObjects)}
 	p, err := policy.Load(c.Dir)
 	if err != nil {
 		return nil, err

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
@@ -89,34 +87,38 @@ func one(h wire.Hook, c wire.Change) wire.Apply {
 
 // apply makes a transaction.
 func (s *session) apply(ctx context.Context, c *varlink.Call, p wire.Apply) error {
-	var programs []*ebpf.Program
-	defer func() {
-		for _, program := range programs {
-			program.Close()
-		}
-	}()
-	return s.transact(ctx, c, p.Hook, p.Confirm, func(h *xdp.Hook) (*arbiter.Transaction, error) {
+	return s.transact(ctx, c, p.Hook, p.Confirm, func(h *xdp.Hook, w *work) (*arbiter.Transaction, error) {
 		t := &arbiter.Transaction{Hook: h, Expect: p.Expect, Engine: p.Engine, Foreign: p.Foreign, DryRun: p.DryRun}
+		var objects []*wire.Object
 		for _, change := range p.Changes {
 			one := arbiter.Change{Change: owned.Change{
 				Op: change.Op, Name: change.Name, Expect: change.Expect, Priority: change.Priority, Before: change.Before, After: change.After,
 				ProceedOn: change.ProceedOn, Lifetime: change.Lifetime, Exclusive: change.Exclusive,
 			}}
+			// Nothing is read for whom nothing would be done. What it would take is
+			// asked when that is known.
+			if err := s.permit(one.Intent(h)); err != nil {
+				return nil, err
+			}
+			t.Changes = append(t.Changes, one)
+			objects = append(objects, change.Object)
+		}
+		read, err := w.read(ctx, c, objects)
+		if err != nil {
+			return nil, err
+		}
+		for n, change := range p.Changes {
+			one := &t.Changes[n]
 			if change.Object != nil {
-				var err error
-				if one.Object, one.Load, err = s.object(c, change.Object, h); err != nil {
+				if one.Object, one.Load, err = parseFor(h, change.Object, read[n]); err != nil {
 					return nil, err
 				}
 			}
 			if change.Extension != nil {
-				program, err := s.program(c, *change.Extension)
-				if err != nil {
+				if one.Extension, err = w.program(c, *change.Extension); err != nil {
 					return nil, err
 				}
-				programs = append(programs, program)
-				one.Extension = program
 			}
-			t.Changes = append(t.Changes, one)
 		}
 		return t, nil
 	})
@@ -125,11 +127,13 @@ func (s *session) apply(ctx context.Context, c *varlink.Call, p wire.Apply) erro
 // transact makes the transaction that plan returns for the hook, and replies; nil is
 // none, to which an empty reply is the answer. A call that has leases goes on for as
 // long as they do, without the hook.
-func (s *session) transact(ctx context.Context, c *varlink.Call, at wire.Hook, confirm bool, plan func(*xdp.Hook) (*arbiter.Transaction, error)) error {
+func (s *session) transact(ctx context.Context, c *varlink.Call, at wire.Hook, confirm bool, plan func(*xdp.Hook, *work) (*arbiter.Transaction, error)) error {
 	reply := wire.Applied{}
 	applied := &arbiter.Applied{}
 	err := s.with(c, at, func(h *xdp.Hook) error {
-		t, err := plan(h)
+		w := &work{s: s}
+		defer w.close()
+		t, err := plan(h, w)
 		if err != nil || t == nil {
 			return err
 		}
@@ -232,7 +236,7 @@ func (s *session) tellApplied(h *xdp.Hook, applied *arbiter.Applied) {
 
 // detach takes a member out. A version that is gone already is what was asked for.
 func (s *session) detach(ctx context.Context, c *varlink.Call, p wire.Detach) error {
-	return s.transact(ctx, c, p.Hook, false, func(h *xdp.Hook) (*arbiter.Transaction, error) {
+	return s.transact(ctx, c, p.Hook, false, func(h *xdp.Hook, _ *work) (*arbiter.Transaction, error) {
 		remove := owned.Change{Op: owned.Remove, Name: p.Name}
 		if p.ID != 0 {
 			chain, err := s.daemon.arbiter.Chain(h)
@@ -251,7 +255,16 @@ func (s *session) detach(ctx context.Context, c *varlink.Call, p wire.Detach) er
 
 func (s *session) adopt(ctx context.Context, c *varlink.Call, p wire.Adopt) error {
 	return s.with(c, p.Hook, func(h *xdp.Hook) error {
-		o, load, err := s.object(c, &p.Object, h)
+		if err := s.permit(arbiter.Intent{Verb: arbiter.VerbAdopt, Hook: h, Interface: h.Name(), Member: p.Name, Lifetime: owned.Permanent}); err != nil {
+			return err
+		}
+		w := &work{s: s}
+		defer w.close()
+		read, err := w.read(ctx, c, []*wire.Object{&p.Object})
+		if err != nil {
+			return err
+		}
+		o, load, err := parseFor(h, &p.Object, read[0])
 		if err != nil {
 			return err
 		}

@@ -74,6 +74,8 @@ type user struct {
 	// changing is held while something is changed for the user where quotas are in
 	// force, because two changes at once could go beyond them.
 	changing sync.Mutex
+	// objects are bytes of them.
+	objects *budget
 }
 
 func (u *users) enter(uid int) (*user, error) {
@@ -84,7 +86,7 @@ func (u *users) enter(uid int) (*user, error) {
 	}
 	one := u.byUID[uid]
 	if one == nil {
-		one = &user{uid: uid}
+		one = &user{uid: uid, objects: newBudget(maxObject)}
 		u.byUID[uid] = one
 	}
 	if one.connections >= maxPerUser {

@@ -2,15 +2,20 @@ package daemontest
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
 	"github.com/holdfast-bpf/holdfast/object"
+	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
 // What one transaction asks for counts together.
@@ -153,6 +158,69 @@ func TestTheNameOfAnObjectIsNotLookedFor(t *testing.T) {
 		}
 		if err := c.detach("a"); err != nil {
 			t.Fatal(err)
+		}
+	}
+	p.empty()
+}
+
+// The daemon reads nothing for whom it would do nothing.
+func TestTheObjectOfWhoMayNotAttachIsNotRead(t *testing.T) {
+	p := newGuarded(t)
+	path := filepath.Join(p.etc, "nonsense")
+	if err := os.WriteFile(path, []byte("nonsense"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for method, parameters := range map[string]any{
+		"Attach":  attaching(p, "a", owned.Permanent),
+		"Replace": wire.Replace{Hook: p.own(), Name: "a", Object: &wire.Object{}},
+		"Adopt":   wire.Adopt{Hook: p.own(), Name: "a"},
+	} {
+		if r, _ := p.ask(1004, asked{Method: method, Files: []string{path}}, parameters); !r.is("NotPermitted") {
+			t.Errorf("%s: %s %s", method, r.Error, r.Parameters)
+		}
+	}
+}
+
+// What the objects of one call take together is no more than one may.
+func TestTheObjectsOfOneCallAreBoundedTogether(t *testing.T) {
+	p := newPlace(t)
+	hook, ns := p.hook()
+	apply, files := wire.Apply{Hook: hook}, []*os.File{ns}
+	for n := range 8 {
+		fd, err := unix.MemfdCreate("object", unix.MFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), "object")
+		defer f.Close()
+		// It is an object, with megabytes of nothing behind it.
+		if _, err := f.Write(bpfprog.ELF("pass")); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Truncate(4 << 20); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+		apply.Changes = append(apply.Changes, wire.Change{
+			Op: owned.Add, Name: "m" + number(uint64(n)), Object: &wire.Object{File: n + 1}, Lifetime: owned.Permanent,
+		})
+	}
+	if err := p.connect().call("Apply", apply, nil, files...); !errors.Is(err, xdp.ErrInvalid) {
+		t.Errorf("32 MiB: %v", err)
+	}
+	if got := p.chain(); got != nil {
+		t.Errorf("the chain is %v", got)
+	}
+	apply.Changes = apply.Changes[:4]
+	if err := p.connect().call("Apply", apply, nil, files[:5]...); err != nil {
+		t.Errorf("16 MiB: %v", err)
+	}
+	if got := p.chain(); !slices.Equal(got, []string{"m0", "m1", "m2", "m3"}) {
+		t.Errorf("the chain is %v", got)
+	}
+	for _, name := range p.chain() {
+		if err := p.connect().detach(name); err != nil {
+			t.Error(err)
 		}
 	}
 	p.empty()
