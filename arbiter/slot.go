@@ -3,8 +3,10 @@ package arbiter
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 
 	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
@@ -61,24 +63,39 @@ func (c *Change) ownLoaded(s *source) error {
 	return err
 }
 
-// loadedCost is what a program that is loaded takes.
+// loadedCost is what a program that is loaded takes. Its instructions are those that the
+// kernel has made of it: what the verifier has gone through counts some of them often,
+// and is not told before Linux 5.16.
 func loadedCost(p *ebpf.Program) (Cost, error) {
 	info, err := p.Info()
 	if err != nil {
 		return Cost{}, err
 	}
-	var c Cost
-	if n, ok := info.VerifiedInstructions(); ok {
-		c.Instructions = int(n)
+	size, err := info.TranslatedSize()
+	if err != nil {
+		return Cost{}, err
 	}
+	c := Cost{Instructions: size / asm.InstructionSize}
 	ids, _ := info.MapIDs()
 	for _, id := range ids {
-		m, err := ebpf.NewMapFromID(id)
+		bytes, err := mapMemory(id)
 		if err != nil {
 			return c, fmt.Errorf("look at the maps of a program: %w", err)
 		}
-		c.MapMemory += (uint64(m.KeySize()) + uint64(m.ValueSize())) * uint64(m.MaxEntries())
-		m.Close()
+		if c.MapMemory+bytes < bytes {
+			c.MapMemory = math.MaxUint64
+			break
+		}
+		c.MapMemory += bytes
 	}
 	return c, nil
+}
+
+func mapMemory(id ebpf.MapID) (uint64, error) {
+	m, err := ebpf.NewMapFromID(id)
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	return object.MapMemory(m.Type(), m.KeySize(), m.ValueSize(), m.MaxEntries())
 }

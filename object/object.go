@@ -318,29 +318,38 @@ func (o *Object) Cost(program string) (instructions int, mapMemory uint64, err e
 	for _, p := range needs.Programs {
 		instructions += len(p.Instructions)
 	}
-	cpus := uint64(1)
 	for _, m := range needs.Maps {
-		each := uint64(m.KeySize) + uint64(m.ValueSize)
-		if perCPU(m.Type) {
-			if cpus == 1 {
-				n, err := ebpf.PossibleCPU()
-				if err != nil {
-					return 0, 0, err
-				}
-				cpus = uint64(n)
-			}
-			each = uint64(m.KeySize) + uint64(m.ValueSize)*cpus
+		bytes, err := MapMemory(m.Type, m.KeySize, m.ValueSize, m.MaxEntries)
+		if err != nil {
+			return 0, 0, err
 		}
-		if m.Type == ebpf.RingBuf {
-			each = 1 // of which MaxEntries says how many bytes there are
-		}
-		high, bytes := bits.Mul64(each, uint64(max(m.MaxEntries, 1)))
-		if high != 0 || mapMemory+bytes < bytes {
+		if mapMemory+bytes < bytes {
 			return instructions, math.MaxUint64, nil
 		}
 		mapMemory += bytes
 	}
 	return instructions, mapMemory, nil
+}
+
+// MapMemory is what the elements of a map take when all of them are there, in bytes, and
+// the largest number where that is beyond all numbers.
+func MapMemory(t ebpf.MapType, keySize, valueSize, maxEntries uint32) (uint64, error) {
+	each := uint64(keySize) + uint64(valueSize)
+	switch {
+	case t == ebpf.RingBuf:
+		each = 1 // of which maxEntries says how many bytes there are
+	case perCPU(t):
+		cpus, err := ebpf.PossibleCPU()
+		if err != nil {
+			return 0, err
+		}
+		each = uint64(keySize) + uint64(valueSize)*uint64(cpus)
+	}
+	high, bytes := bits.Mul64(each, uint64(max(maxEntries, 1)))
+	if high != 0 {
+		return math.MaxUint64, nil
+	}
+	return bytes, nil
 }
 
 func perCPU(t ebpf.MapType) bool {

@@ -470,6 +470,15 @@ func TestADescriptorOfTheWrongKindIsRefusedWhereverOneIsTaken(t *testing.T) {
 		if err = c.call("Claim", wire.Claim{}, nil, f); !errors.Is(err, xdp.ErrNotFound) {
 			t.Errorf("%s as proof: %v", what, err)
 		}
+		stream, err := c.conn.Stream(t.Context(), wire.Interface+".Attach", wire.Attach{Hook: hook, Name: "a", Lifetime: owned.Held, Extension: new(1)}, ns, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Next(t.Context(), nil); !errors.Is(decode(err), xdp.ErrInvalid) && !errors.Is(decode(err), owned.ErrInvalid) {
+			t.Errorf("%s as a program that was loaded already: %v", what, err)
+		}
+		stream.Close()
+		c = p.connect()
 		for _, n := range []int{-1, 2, 1 << 40} {
 			if err := c.call("Attach", wire.Attach{Hook: hook, Object: &wire.Object{File: n}}, nil, ns, f); err == nil {
 				t.Errorf("descriptor %d was found", n)

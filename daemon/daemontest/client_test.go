@@ -362,10 +362,35 @@ func TestAnOwnProgramIsNoWayAroundThePolicy(t *testing.T) {
 	own := arbiter.Transaction{Hook: a.hook, Changes: []arbiter.Change{{
 		Change: owned.Change{Op: owned.Add, Name: "own", Lifetime: owned.Held}, Extension: loaded.Program,
 	}}}
-	if applied, err := a.client.Apply(t.Context(), own); !errors.Is(err, xdp.ErrPermission) {
-		t.Errorf("loaded by itself: %v", err)
+	refused := func(what string) {
+		t.Helper()
+		applied, err := a.client.Apply(t.Context(), own)
 		if err == nil {
 			applied.Held[0].Close()
 		}
+		if !errors.Is(err, xdp.ErrPermission) {
+			t.Errorf("loaded by itself, %s: %v", what, err)
+		}
 	}
+	refused("with the priority that it has where none is said")
+	allow := func(quota string) {
+		t.Helper()
+		p.write("policy.yaml", "version: 1\nrules:\n- name: quota\n  match: {uid: [0]}\n  allow: {verbs: [attach, detach], quota: {"+quota+"}}\n")
+		if err := p.daemon.Reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allow("instructions: 1")
+	refused("with more instructions than it may have")
+	allow("map-memory: " + number(memory(t, "count")-1))
+	refused("with more memory on all processors than it may have")
+	allow("instructions: 50, map-memory: " + number(memory(t, "count")))
+	applied, err := a.client.Apply(t.Context(), own)
+	if err != nil {
+		t.Fatalf("loaded by itself, with what it may have: %v", err)
+	}
+	if err := applied.Held[0].Close(); err != nil {
+		t.Error(err)
+	}
+	p.empty()
 }
