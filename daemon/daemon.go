@@ -58,6 +58,7 @@ type Daemon struct {
 	policy   atomic.Pointer[policy.Policy]
 	events   *history
 	leases   leases
+	kept     kept
 	users    users
 	objects  *budget // in bytes
 	watcher  *watcher

@@ -99,11 +99,15 @@ func (s *session) hold(ctx context.Context, c *varlink.Call, reply wire.Applied,
 		if l.Link != nil {
 			one.Link = number(l.Link)
 		}
+		key := memberKey{l.Entry, l.ID}
 		for name, f := range l.Maps {
 			one.Maps[name] = *number(f)
+			if err := s.daemon.kept.add(s.owner.UID, key, f); err != nil {
+				s.daemon.log.Warn("a map that a client keeps can't be counted", "map", name, "error", err)
+			}
 		}
 		reply.Leases = append(reply.Leases, one)
-		keys = append(keys, memberKey{l.Entry, l.ID})
+		keys = append(keys, key)
 	}
 	stream, leave := s.daemon.leases.enter(keys)
 	defer leave()

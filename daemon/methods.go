@@ -167,6 +167,9 @@ func (s *session) change(ctx context.Context, c *varlink.Call, t arbiter.Transac
 	if d.policy.Load().Counts() {
 		s.user.changing.Lock()
 		defer s.user.changing.Unlock()
+		if err := d.settle(ctx, s.owner.UID); err != nil {
+			return nil, err
+		}
 	}
 	if !c.More {
 		if err := s.leasesNone(t); err != nil {

@@ -81,7 +81,8 @@ type memberKey struct {
 	id    uint32
 }
 
-// usage is how many members a user has, and how much memory their maps take.
+// usage is how many members a user has, and how much memory their maps take, with those
+// that it keeps of members that have ended.
 func (d *Daemon) usage(uid int) (members int, memory uint64) {
 	chains, err := d.arbiter.Chains()
 	if err != nil {
@@ -96,5 +97,6 @@ func (d *Daemon) usage(uid int) (members int, memory uint64) {
 			}
 		}
 	}
-	return members, memory
+	keeps, _ := d.kept.memory(uid, alive(chains))
+	return members, memory + keeps
 }

@@ -121,6 +121,7 @@ func (w *watcher) look(ctx context.Context) error {
 		}
 	}
 	w.told = told
+	d.kept.forget(alive(chains))
 	w.store(chains)
 	w.lookForMoved(chains)
 	w.tellDrift(ctx, chains, drift)

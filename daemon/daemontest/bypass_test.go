@@ -122,6 +122,36 @@ func TestAQuotaOfOneObjectIsHeldAtItsEdge(t *testing.T) {
 	p.empty()
 }
 
+// Maps that somebody keeps when their member has ended are still the kernel's memory.
+func TestMapsThatAreKeptCountForTheirUser(t *testing.T) {
+	p := newPlace(t)
+	p.write("policy.yaml", "version: 1\nrules:\n- name: root\n  match: {uid: [0]}\n  allow: {verbs: [attach, detach], quota: {map-memory: "+number(memory(t, "count")*3/2)+"}}\n")
+	if err := p.daemon.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := p.connect().hold("a", "count")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := l.files.Take(l.Maps["packets"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.close()
+	p.empty()
+	if _, err := p.connect().hold("a", "count"); !errors.Is(err, xdp.ErrPermission) {
+		t.Errorf("with the maps of another member kept: %v", err)
+	}
+	kept.Close()
+	var again *lease
+	eventually(t, "the memory to be free again", func() bool {
+		again, err = p.connect().hold("a", "count")
+		return err == nil
+	})
+	again.close()
+	p.empty()
+}
+
 // What an object is called says something to people only: the daemon looks for no such
 // file, which it could see where the client can't.
 func TestTheNameOfAnObjectIsNotLookedFor(t *testing.T) {
