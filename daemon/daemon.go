@@ -128,6 +128,7 @@ func (d *Daemon) Serve(ctx context.Context) error {
 		Vendor: "Holdfast", Product: "holdfast", Version: d.config.Version, URL: "https://github.com/holdfast-bpf/holdfast",
 		Limits:      varlink.Limits{Message: 256 << 10, Files: maxFiles},
 		Connections: maxConnections,
+		Patience:    lastCalls,
 		Connected:   d.connected,
 		ErrorOf:     errorOf,
 		Log:         d.log.Warn,
@@ -154,6 +155,9 @@ const (
 	// maxConnections are all that there may be, and half of them one user's.
 	maxConnections = 4096
 	maxPerUser     = maxConnections / 2
+	// lastCalls is how long calls may go on when the daemon ends: whatever is cut off
+	// then can be completed or undone.
+	lastCalls = 5 * time.Second
 )
 
 // listen makes the socket, and a lock on its path that lasts as long as it is open. One that a daemon which was killed has left is replaced;

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"time"
 )
 
 // Method handles a call. The context ends when the client hangs up, and when the
@@ -33,6 +34,9 @@ type Server struct {
 	Connected func(*net.UnixConn) (any, error)
 	// ErrorOf makes a reply of an error that a method returned.
 	ErrorOf func(error) *Error
+	// Patience is how long calls may take when the server ends, as long as they like
+	// where it is 0. What waits for somebody else's file can't be called off.
+	Patience time.Duration
 	// Log, if there is one, is told of what goes wrong, as slog.Warn would be.
 	Log func(msg string, args ...any)
 
@@ -80,8 +84,8 @@ func (s *Server) find(name string) *served {
 }
 
 // Serve answers calls until ctx ends, or the listener fails, and closes the listener.
-// It returns when all calls have been handled, whose contexts have ended then. The
-// error is nil if it was ctx that ended.
+// It returns when all calls have been handled, whose contexts have ended then, or when
+// it has no more [Server.Patience] with them. The error is nil if it was ctx that ended.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	if s.find(serviceName) == nil {
 		if err := s.handleService(); err != nil {
@@ -90,7 +94,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
-	defer all.Wait()
+	defer s.await(&all)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -126,6 +130,24 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			defer func() { <-places }()
 			s.serve(ctx, conn)
 		})
+	}
+}
+
+// await waits for the connections, as long as there is patience with them.
+func (s *Server) await(all *sync.WaitGroup) {
+	if s.Patience == 0 {
+		all.Wait()
+		return
+	}
+	ended := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(s.Patience):
+		s.log("some calls have not come to an end, and are left", "waited", s.Patience)
 	}
 }
 

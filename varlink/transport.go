@@ -56,8 +56,12 @@ var ErrLimit = errors.New("varlink: beyond a limit")
 // takes one owns it; Close closes the others.
 type Files struct {
 	mutex sync.Mutex
-	files []*os.File // nil where it was taken
+	// An [os.File] that does not block is polled from its beginning: what nobody has
+	// asked for, and looked at, is none.
+	fds []int // taken where it was taken
 }
+
+const taken = -1
 
 // Len is how many came.
 func (f *Files) Len() int {
@@ -66,25 +70,40 @@ func (f *Files) Len() int {
 	}
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
-	return len(f.files)
+	return len(f.fds)
 }
 
-// Take hands a descriptor over, once.
+// Take hands a descriptor over, once. One of a file that a process serves (FUSE) is
+// refused: to poll it would be to wait for that process, and all of this one with it,
+// because the kernel asks for it under the poller's lock (ep_insert, fuse_file_poll).
 func (f *Files) Take(n int) (*os.File, error) {
+	fd, err := f.take(n)
+	if err != nil {
+		return nil, err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err == nil && fs.Type == unix.FUSE_SUPER_MAGIC {
+		unix.Close(fd)
+		return nil, fmt.Errorf("varlink: descriptor %d is of a file that a process serves (fuse)", n)
+	}
+	return os.NewFile(uintptr(fd), "received"), nil
+}
+
+func (f *Files) take(n int) (int, error) {
 	if f == nil {
-		return nil, fmt.Errorf("varlink: there is no descriptor %d: none came with the message", n)
+		return 0, fmt.Errorf("varlink: there is no descriptor %d: none came with the message", n)
 	}
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
-	if n < 0 || n >= len(f.files) {
-		return nil, fmt.Errorf("varlink: there is no descriptor %d: %d came with the message", n, len(f.files))
+	if n < 0 || n >= len(f.fds) {
+		return 0, fmt.Errorf("varlink: there is no descriptor %d: %d came with the message", n, len(f.fds))
 	}
-	file := f.files[n]
-	if file == nil {
-		return nil, fmt.Errorf("varlink: descriptor %d is named twice", n)
+	fd := f.fds[n]
+	if fd == taken {
+		return 0, fmt.Errorf("varlink: descriptor %d is named twice", n)
 	}
-	f.files[n] = nil
-	return file, nil
+	f.fds[n] = taken
+	return fd, nil
 }
 
 // Close closes what nobody has taken.
@@ -93,16 +112,17 @@ func (f *Files) Close() error {
 		return nil
 	}
 	f.mutex.Lock()
-	defer f.mutex.Unlock()
-	closeAll(f.files)
-	f.files = nil
+	fds := f.fds
+	f.fds = nil
+	f.mutex.Unlock()
+	closeAll(fds)
 	return nil
 }
 
-func closeAll(files []*os.File) {
-	for _, file := range files {
-		if file != nil {
-			file.Close()
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		if fd != taken {
+			unix.Close(fd)
 		}
 	}
 }
@@ -127,7 +147,7 @@ type transport struct {
 
 type arrival struct {
 	begin int
-	files []*os.File
+	fds   []int
 }
 
 func newTransport(conn *net.UnixConn, limits Limits) *transport {
@@ -171,8 +191,8 @@ func (t *transport) cut(n int) ([]byte, *Files, error) {
 	var later []arrival
 	for _, a := range t.arrived {
 		if a.begin <= n {
-			files.files = append(files.files, a.files...)
-			t.files -= len(a.files)
+			files.fds = append(files.fds, a.fds...)
+			t.files -= len(a.fds)
 			continue
 		}
 		a.begin -= n + 1
@@ -199,13 +219,13 @@ func (t *transport) read() error {
 	}
 	begin := lastMessage(t.unread, free[:n])
 	t.unread = t.unread[:len(t.unread)+n]
-	files, err := parseRights(t.oob[:oobn])
+	fds, err := parseRights(t.oob[:oobn])
 	if err != nil {
 		return err
 	}
-	if len(files) > 0 {
-		t.arrived = append(t.arrived, arrival{begin, files})
-		t.files += len(files)
+	if len(fds) > 0 {
+		t.arrived = append(t.arrived, arrival{begin, fds})
+		t.files += len(fds)
 	}
 	switch {
 	case flags&unix.MSG_CTRUNC != 0:
@@ -230,8 +250,8 @@ func lastMessage(old, fresh []byte) int {
 	return bytes.LastIndexByte(old, 0) + 1
 }
 
-// parseRights makes files of the descriptors in a control message.
-func parseRights(oob []byte) (files []*os.File, err error) {
+// parseRights returns the descriptors in a control message, which the caller closes.
+func parseRights(oob []byte) (fds []int, err error) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, err
@@ -240,17 +260,17 @@ func parseRights(oob []byte) (files []*os.File, err error) {
 		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SCM_RIGHTS {
 			continue
 		}
-		fds, err := unix.ParseUnixRights(&m)
+		some, err := unix.ParseUnixRights(&m)
 		if err != nil {
-			closeAll(files)
+			closeAll(fds)
 			return nil, err
 		}
-		for _, fd := range fds {
+		for _, fd := range some {
 			unix.CloseOnExec(fd)
-			files = append(files, os.NewFile(uintptr(fd), "received"))
 		}
+		fds = append(fds, some...)
 	}
-	return files, nil
+	return fds, nil
 }
 
 // maxPerCall is how many descriptors the kernel takes with one call (SCM_MAX_FD).
@@ -314,7 +334,7 @@ func (t *transport) close() error {
 // drop closes the descriptors of messages that nobody will read.
 func (t *transport) drop() {
 	for _, a := range t.arrived {
-		closeAll(a.files)
+		closeAll(a.fds)
 	}
 	t.arrived = nil
 }

@@ -119,7 +119,11 @@ func serve(t *testing.T, change func(*Server)) (path string, waiting chan string
 				return err
 			}
 			var back []*os.File
-			defer func() { closeAll(back) }()
+			defer func() {
+				for _, f := range back {
+					f.Close()
+				}
+			}()
 			names := []int{}
 			for _, n := range p.Names {
 				f, err := c.Files.Take(n)
@@ -581,4 +585,38 @@ func TestADescriptionAndItsMethodsAgree(t *testing.T) {
 	if err := s.Handle("interface a.b", nil); err == nil {
 		t.Error("an interface is there twice")
 	}
+}
+
+func TestAServerHasPatienceWithCallsThatDoNotEndAndThenNoMore(t *testing.T) {
+	noLeaks(t)
+	begun, release := make(chan bool), make(chan bool)
+	s := &Server{Patience: 10 * time.Millisecond}
+	err := s.Handle("interface org.example.stuck\nmethod Stall() -> ()", map[string]Method{
+		"Stall": func(context.Context, *Call) error {
+			close(begun)
+			<-release
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l) }()
+	c := connect(t, path)
+	if _, err := c.Stream(t.Context(), "org.example.stuck.Stall", nil); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	close(release)
 }

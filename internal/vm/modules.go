@@ -14,11 +14,11 @@ import (
 	"github.com/holdfast-bpf/holdfast/internal/vm/wire"
 )
 
-// defaultModules are the network devices that tests make. A kernel may have
+// defaultModules are the network devices that tests make, and FUSE. A kernel may have
 // one built in or not at all; then it is left out, and the test that wants
 // the device finds out.
 var defaultModules = []string{
-	"veth", "bridge", "bonding", "dummy", "tun", "ifb", "vxlan", "macvlan", "netdevsim",
+	"veth", "bridge", "bonding", "dummy", "tun", "ifb", "vxlan", "macvlan", "netdevsim", "fuse",
 }
 
 // Some drivers make devices of their own when they are loaded. A test finds
