@@ -1,23 +1,24 @@
 package daemontest
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
+	"github.com/holdfast-bpf/holdfast/internal/rtnl"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
-	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
 const capBPF = 39
@@ -33,8 +34,20 @@ type target struct {
 	Keep []int
 }
 
-// The ways that it tries, in their order.
-var ways = []string{"link by id", "pin", "pidfd_getfd", "netlink off", "netlink attach", "LINK_CREATE"}
+// The ways that it tries, in their order. After the last there is nothing to try.
+var ways = []string{"link by id", "update by id", "pin", "pidfd_getfd", "netlink off", "netlink attach", "LINK_CREATE", deleteInterface}
+
+const deleteInterface = "delete the interface"
+
+// inherited is the number of the program's descriptor.
+const inherited = 3
+
+// captive is act in a network namespace of its own, which the interface comes to.
+func captive(args []string) int {
+	fmt.Println("here")
+	bufio.NewScanner(os.Stdin).Scan()
+	return act(args)
+}
 
 // act tries each of the ways that are named, with a program that it inherited, and says
 // which succeeded.
@@ -43,11 +56,11 @@ func act(args []string) int {
 	if err := json.Unmarshal([]byte(args[0]), &t); err != nil {
 		panic(err)
 	}
-	ns, err := xdp.OpenNamespace("")
+	conn, err := rtnl.Dial(-1)
 	if err != nil {
 		panic(err)
 	}
-	hook, err := ns.Hook(t.Interface, xdp.Auto)
+	device, err := conn.Device(t.Interface)
 	if err != nil {
 		panic(err)
 	}
@@ -66,11 +79,6 @@ func act(args []string) int {
 			panic(err)
 		}
 	}
-	program, err := ebpf.NewProgramFromFD(3)
-	if err != nil {
-		// Who may not look at a program can use its descriptor all the same.
-		program = nil
-	}
 	detach := func(fd kernel.FD, err error) error {
 		if err != nil {
 			return err
@@ -80,7 +88,15 @@ func act(args []string) int {
 	}
 	tries := map[string]func() error{
 		"link by id": func() error { return detach(kernel.LinkByID(t.Link)) },
-		"pin":        func() error { return detach(kernel.OpenPin(t.Pin)) },
+		"update by id": func() error {
+			fd, err := kernel.LinkByID(t.Link)
+			if err != nil {
+				return err
+			}
+			defer fd.Close()
+			return kernel.LinkUpdateAny(fd, inherited)
+		},
+		"pin": func() error { return detach(kernel.OpenPin(t.Pin)) },
 		"pidfd_getfd": func() error {
 			pidfd, err := unix.PidfdOpen(t.Holder, 0)
 			if err != nil {
@@ -104,15 +120,11 @@ func act(args []string) int {
 			}
 			return err
 		},
-		"netlink off": func() error { return hook.Detach(xdp.Any) },
-		"netlink attach": func() error {
-			if program == nil {
-				return unix.EPERM
-			}
-			return hook.Attach(program, xdp.Any)
-		},
+		"netlink off":    func() error { return conn.SetXDP(device.Index, -1, 0) },
+		"netlink attach": func() error { return conn.SetXDP(device.Index, inherited, 0) },
+		deleteInterface:  func() error { return conn.Delete(device.Index) },
 		"LINK_CREATE": func() error {
-			fd, err := kernel.LinkCreateXDP(3, hook.Index(), 0)
+			fd, err := kernel.LinkCreateXDP(inherited, device.Index, 0)
 			if err == nil {
 				fd.Close()
 			}
@@ -120,17 +132,17 @@ func act(args []string) int {
 		},
 	}
 	for _, way := range args[1:] {
-		result := "done"
 		if err := tries[way](); err != nil {
-			result = "refused"
+			fmt.Printf("refused: %s: %v\n", way, err)
+			continue
 		}
-		fmt.Println(way + ": " + result)
+		fmt.Println("done: " + way)
 	}
 	return 0
 }
 
 // Who can break in: what the kernel lets each do to a hook that is held. What it lets
-// full root do, or who may open root's pins, is told as drift.
+// full root do, or who may open root's pins, or has the interface, is told as drift.
 func TestWhoCanBreakInIsRefusedOrTold(t *testing.T) {
 	root := []int(nil)
 	for _, actor := range []struct {
@@ -138,14 +150,18 @@ func TestWhoCanBreakInIsRefusedOrTold(t *testing.T) {
 		uid     uint32
 		keep    []int
 		ambient []uintptr
+		// apart tells that it is root of a user namespace, with the interface in its
+		// network namespace.
+		apart bool
 		// may are the ways that the kernel allows.
 		may []string
 	}{
-		{"full root", 0, root, nil, []string{"link by id", "pin"}},
-		{"uid 0 with only NET_ADMIN and BPF", 0, []int{unix.CAP_NET_ADMIN, capBPF}, nil, []string{"pin"}},
-		{"another uid with NET_ADMIN and BPF", 1500, nil, []uintptr{unix.CAP_NET_ADMIN, capBPF}, nil},
-		{"another uid with SYS_ADMIN", 1500, nil, []uintptr{unix.CAP_SYS_ADMIN}, []string{"link by id"}},
-		{"another uid without a capability, with a program", 1500, nil, nil, nil},
+		{"full root", 0, root, nil, false, []string{"link by id", "update by id", "pin", deleteInterface}},
+		{"uid 0 with only NET_ADMIN and BPF", 0, []int{unix.CAP_NET_ADMIN, capBPF}, nil, false, []string{"pin", deleteInterface}},
+		{"another uid with NET_ADMIN and BPF", 1500, nil, []uintptr{unix.CAP_NET_ADMIN, capBPF}, false, []string{deleteInterface}},
+		{"another uid with SYS_ADMIN", 1500, nil, []uintptr{unix.CAP_SYS_ADMIN}, false, []string{"link by id", "update by id"}},
+		{"another uid without a capability, with a program", 1500, nil, nil, false, nil},
+		{"root of a user namespace that has the interface", 1500, nil, nil, true, []string{deleteInterface}},
 	} {
 		t.Run(actor.name, func(t *testing.T) {
 			p := newPlace(t)
@@ -154,69 +170,96 @@ func TestWhoCanBreakInIsRefusedOrTold(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, holder := p.ask(0, asked{Method: "Attach", Files: []string{p.readable("pass")}, More: true}, attaching(p, "held", owned.Held))
-			program := kerneltest.Pass(t, "intruder", nil)
-			file, err := duplicate(program.FD())
+			file, err := duplicate(kerneltest.Pass(t, "intruder", nil).FD())
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer file.Close()
-			try := func(way string) bool {
+			try := func(ways ...string) []string {
 				t.Helper()
-				hook, ns := p.hook()
-				var got wire.GetReply
-				if err := c.call("Get", wire.Get{Hook: hook}, &got, ns); err != nil {
-					t.Fatal(err)
-				}
-				pins, _ := filepath.Glob(filepath.Join(p.bpffs, "*", "link"))
-				if got.Attachment == nil || len(pins) != 1 {
-					t.Fatalf("attached is %v, pinned %v", got.Attachment, pins)
-				}
-				b, err := json.Marshal(target{p.veth.NearName, got.Attachment.LinkID, pins[0], holder.PID(), actor.keep})
-				if err != nil {
-					t.Fatal(err)
-				}
-				cmd := kerneltest.Command("actor", string(b), way)
+				cmd := kerneltest.Command("actor", append([]string{p.target(c, holder, actor.keep)}, ways...)...)
 				cmd.ExtraFiles = []*os.File{file}
 				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: actor.uid, Gid: actor.uid}, AmbientCaps: actor.ambient}
-				process := p.veth.Near.Start(t, cmd)
+				if !actor.apart {
+					return p.results(p.veth.Near.Start(t, cmd), len(ways))
+				}
+				cmd.Env = append(os.Environ(), kerneltest.CommandEnv("captive"))
+				own := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(actor.uid), Size: 1}}
+				cmd.SysProcAttr = &syscall.SysProcAttr{
+					Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNET, UidMappings: own, GidMappings: own, Credential: &syscall.Credential{NoSetGroups: true},
+				}
+				process := kerneltest.Start(t, cmd)
 				if !process.Lines.Scan() {
 					t.Fatal("it said nothing")
 				}
-				return strings.HasSuffix(process.Lines.Text(), "done")
+				ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", process.PID()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer ns.Close()
+				if err := p.veth.Near.Conn.Move(p.veth.Near.Device(t, p.veth.NearName).Index, int(ns.Fd())); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := fmt.Fprintln(process.Input); err != nil {
+					t.Fatal(err)
+				}
+				return p.results(process, len(ways))
 			}
-			allowed := map[string]bool{}
-			for _, way := range actor.may {
-				allowed[way] = true
-			}
+			gone := slices.Contains(actor.may, deleteInterface)
+			var refused []string
 			for _, way := range ways {
-				if allowed[way] {
-					continue
-				}
-				if try(way) {
-					t.Errorf("%s succeeded", way)
+				if !slices.Contains(actor.may, way) {
+					refused = append(refused, way)
 				}
 			}
-			if got := strings.Join(p.chain(), ","); got != "a,held" {
-				t.Errorf("the chain is %s", got)
+			since := time.Now()
+			if actor.apart { // one process has the interface, and takes it with it
+				refused = append(refused, deleteInterface)
 			}
-			for _, way := range ways {
-				if !allowed[way] {
-					continue
+			results := try(refused...)
+			if actor.apart {
+				if last := results[len(results)-1]; last != "done: "+deleteInterface {
+					t.Error(last)
 				}
-				since := time.Now()
-				if !try(way) {
-					t.Errorf("%s was refused, which the kernel does not do", way)
-					continue
+				results = results[:len(results)-1]
+			}
+			for _, r := range results {
+				if !strings.HasPrefix(r, "refused") {
+					t.Error(r)
 				}
-				p.wantDrift(since)
-				if err := c.call("Collect", wire.Collect{}, nil); err != nil {
-					t.Error(err)
+			}
+			if !actor.apart {
+				if got := strings.Join(p.chain(), ","); got != "a,held" {
+					t.Errorf("the chain is %s", got)
 				}
-				if err := c.attach("a", "pass"); err != nil {
-					t.Fatalf("attached anew: %v", err)
+				for _, way := range actor.may {
+					since = time.Now()
+					if got := try(way); got[0] != "done: "+way {
+						t.Errorf("%s, which the kernel does not do", got[0])
+						continue
+					}
+					if way == deleteInterface {
+						break
+					}
+					p.wantDrift(since, "")
+					p.attachAnew(c)
 				}
+			}
+			if gone {
+				p.wantDrift(since, "is gone")
 			}
 			holder.Kill()
+			if gone {
+				eventually(t, "what is left to be collected", func() bool {
+					if err := c.call("Collect", wire.Collect{}, nil); err != nil {
+						t.Fatal(err)
+					}
+					names, err := filepath.Glob(filepath.Join(p.bpffs, "*", "*"))
+					return err == nil && len(names) == 0
+				})
+				p.empty()
+				return
+			}
 			eventually(t, "only a to be left", func() bool { return strings.Join(p.chain(), ",") == "a" })
 			if err := c.detach("a"); err != nil {
 				t.Error(err)
@@ -226,8 +269,56 @@ func TestWhoCanBreakInIsRefusedOrTold(t *testing.T) {
 	}
 }
 
-// wantDrift waits until the daemon has told of drift at the near end.
-func (p *place) wantDrift(since time.Time) {
+// target is what an actor is told of the hook.
+func (p *place) target(c *client, holder *kerneltest.Process, keep []int) string {
+	p.Helper()
+	hook, ns := p.hook()
+	var got wire.GetReply
+	if err := c.call("Get", wire.Get{Hook: hook}, &got, ns); err != nil {
+		p.Fatal(err)
+	}
+	pins, _ := filepath.Glob(filepath.Join(p.bpffs, "*", "link"))
+	if got.Attachment == nil || len(pins) != 1 {
+		p.Fatalf("attached is %v, pinned %v", got.Attachment, pins)
+	}
+	b, err := json.Marshal(target{p.veth.NearName, got.Attachment.LinkID, pins[0], holder.PID(), keep})
+	if err != nil {
+		p.Fatal(err)
+	}
+	return string(b)
+}
+
+// results are what an actor says of so many ways.
+func (p *place) results(actor *kerneltest.Process, n int) []string {
+	p.Helper()
+	var all []string
+	for range n {
+		if !actor.Lines.Scan() {
+			p.Fatalf("it said no more than %q", all)
+		}
+		all = append(all, actor.Lines.Text())
+	}
+	return all
+}
+
+// attachAnew attaches a where what was attached has been broken.
+func (p *place) attachAnew(c *client) {
+	p.Helper()
+	if err := c.call("Collect", wire.Collect{}, nil); err != nil {
+		p.Error(err)
+	}
+	if p.chain() != nil { // its link is there still, and runs something else
+		if err := c.detach("a"); err != nil {
+			p.Error(err)
+		}
+	}
+	if err := c.attach("a", "pass"); err != nil {
+		p.Fatalf("attached anew: %v", err)
+	}
+}
+
+// wantDrift waits until the daemon has told of drift at the near end, in such words.
+func (p *place) wantDrift(since time.Time, words string) {
 	p.Helper()
 	s, err := p.connect().conn.Stream(p.Context(), wire.Interface+".Watch", wire.Watch{Since: &since, Interface: p.veth.NearName})
 	if err != nil {
@@ -239,7 +330,7 @@ func (p *place) wantDrift(since time.Time) {
 		if _, err := s.Next(p.Context(), &r); err != nil {
 			p.Fatal(err)
 		}
-		if r.Event.Kind == wire.Drift {
+		if r.Event.Kind == wire.Drift && strings.Contains(r.Event.Message, words) {
 			return
 		}
 	}

@@ -20,7 +20,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kerneltest.Main(m, kerneltest.Commands{"serve": serve, "crowd": serving, "ask": ask, "breakout": breakout, "actor": act, "stall": stall})
+	kerneltest.Main(m, kerneltest.Commands{"serve": serve, "crowd": serving, "ask": ask, "breakout": breakout, "actor": act, "captive": captive, "stall": stall})
 }
 
 // place is an interface in a namespace of its own, with a daemon.
