@@ -29,6 +29,7 @@ type target struct {
 	Interface string
 	Link      uint32
 	Pin       string
+	Socket    string
 	Holder    int
 	// Keep are the only capabilities that it keeps, if there are any.
 	Keep []int
@@ -123,6 +124,19 @@ func act(args []string) int {
 		"netlink off":    func() error { return conn.SetXDP(device.Index, -1, 0) },
 		"netlink attach": func() error { return conn.SetXDP(device.Index, inherited, 0) },
 		deleteInterface:  func() error { return conn.Delete(device.Index) },
+
+		"remove the pin":              func() error { return os.Remove(t.Pin) },
+		"plant a link in the state":   func() error { return os.Symlink("/", filepath.Join(filepath.Dir(t.Pin), "planted")) },
+		"plant a hook in the state":   func() error { return os.Mkdir(filepath.Join(filepath.Dir(filepath.Dir(t.Pin)), "planted"), 0o700) },
+		"remove the socket":           func() error { return os.Remove(t.Socket) },
+		"plant a link for the socket": func() error { return os.Symlink("/dev/null", t.Socket+".lock2") },
+		"hold the socket's lock": func() error {
+			f, err := os.Open(t.Socket + ".lock")
+			if err == nil {
+				f.Close()
+			}
+			return err
+		},
 		"LINK_CREATE": func() error {
 			fd, err := kernel.LinkCreateXDP(inherited, device.Index, 0)
 			if err == nil {
@@ -269,6 +283,37 @@ func TestWhoCanBreakInIsRefusedOrTold(t *testing.T) {
 	}
 }
 
+// Whoever is not root changes nothing in the directories of the state and the socket.
+func TestAnotherUserPlantsNothingInTheDaemonsDirectories(t *testing.T) {
+	p := newPlace(t)
+	c := p.connect()
+	if err := c.attach("a", "pass"); err != nil {
+		t.Fatal(err)
+	}
+	file, err := duplicate(kerneltest.Pass(t, "intruder", nil).FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	_, holder := p.ask(0, asked{Method: "Get"}, wire.Get{Hook: p.own()})
+	ways := []string{
+		"remove the pin", "plant a link in the state", "plant a hook in the state",
+		"remove the socket", "plant a link for the socket", "hold the socket's lock",
+	}
+	cmd := kerneltest.Command("actor", append([]string{p.target(c, holder, nil)}, ways...)...)
+	cmd.ExtraFiles = []*os.File{file}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1500, Gid: 1500}, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, capBPF}}
+	for _, r := range p.results(p.veth.Near.Start(t, cmd), len(ways)) {
+		if !strings.HasPrefix(r, "refused") {
+			t.Error(r)
+		}
+	}
+	if err := c.detach("a"); err != nil {
+		t.Error(err)
+	}
+	p.empty()
+}
+
 // target is what an actor is told of the hook.
 func (p *place) target(c *client, holder *kerneltest.Process, keep []int) string {
 	p.Helper()
@@ -281,7 +326,7 @@ func (p *place) target(c *client, holder *kerneltest.Process, keep []int) string
 	if got.Attachment == nil || len(pins) != 1 {
 		p.Fatalf("attached is %v, pinned %v", got.Attachment, pins)
 	}
-	b, err := json.Marshal(target{p.veth.NearName, got.Attachment.LinkID, pins[0], holder.PID(), keep})
+	b, err := json.Marshal(target{p.veth.NearName, got.Attachment.LinkID, pins[0], p.socket, holder.PID(), keep})
 	if err != nil {
 		p.Fatal(err)
 	}
