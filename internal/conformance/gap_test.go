@@ -16,8 +16,9 @@ import (
 // replacements is how many times a program is replaced while packets come, each
 // time when some more have come. Where that leaves a gap, a packet is waited for in
 // each, and there and back again is enough.
+var replacements = kerneltest.HostRounds(64)
+
 const (
-	replacements  = 60
 	gaps          = 2
 	packetsBefore = 20
 	packetRate    = 5000 // a second, which an emulated machine can send
@@ -39,7 +40,7 @@ func under(mode uint32, prepare func(*place, *xdp.Hook) error, replace func(p *p
 			})
 		}
 		if atomic {
-			// Without grace periods sixty replacements take no time. Where
+			// Without grace periods so many replacements take no time. Where
 			// there is a gap, the wait for one is what makes it wide.
 			kerneltest.Warm(p.T, p.prog(dropping(0)), p.prog(dropping(1)))
 		}

@@ -86,8 +86,19 @@ func TestDebate(t *testing.T) {
 func eachToolSharesHooks(t *testing.T) {
 	needChains(t)
 	table := interoperability(t)
+	// What tools do with each other's chains is not the kernel's affair: two of the
+	// matrix run all pairs, the others one of three, and not the same ones.
+	sample := kerneltest.OneOfElsewhere(3)
+	if kerneltest.Kernel() == "5.10" {
+		sample = kerneltest.Sample{}
+	}
+	pairs := 0
 	for _, writer := range tools(t) {
 		for _, other := range tools(t) {
+			pairs++
+			if !sample.Takes(pairs - 1) {
+				continue
+			}
 			t.Run(writer.name()+" and "+other.name(), func(t *testing.T) {
 				p := pair{writer: writer, other: other, version: versions[writer.name()]}
 				p.can = table[other.name()][p.version]

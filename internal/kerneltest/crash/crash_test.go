@@ -412,7 +412,7 @@ func TestTheStatusOfOtherProcessesIsNotTaken(t *testing.T) {
 			}
 		})
 	}
-	for range 10 {
+	for range kerneltest.HostRounds(10) {
 		mustKill(t, c, 1, Before)
 	}
 	close(stop)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -243,6 +244,14 @@ func TestKernelTestsAreFoundByTheirFixtures(t *testing.T) {
 		if got := test.p.onKernel(); got != test.want {
 			t.Errorf("%+v: %v", test.p, got)
 		}
+	}
+}
+
+func TestTheLongestStartsFirst(t *testing.T) {
+	order := []string{"host", "5.10", "6.1", "6.12", "newest"}
+	slices.SortFunc(order, func(a, b string) int { return startsAt(a) - startsAt(b) })
+	if diff := cmp.Diff([]string{"6.12", "newest", "6.1", "5.10", "host"}, order); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 
