@@ -12,7 +12,6 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
-	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -404,15 +403,13 @@ func (a *Arbiter) settledDrift(ctx context.Context, entry string) (d Drift, err 
 // attached to, as far as their network namespaces can be found. What is attached goes
 // with an interface to another namespace, and the link says nothing of it.
 func (a *Arbiter) Moved(entries []string) (map[string]bool, error) {
-	found, err := netns.All()
-	if err != nil {
-		return nil, err
-	}
 	moved := map[string]bool{}
-	for _, in := range found {
-		ns, err := xdp.OpenNamespace(in.Spec)
+	for ns, err := range xdp.Namespaces() {
+		if errors.Is(err, xdp.ErrPermission) {
+			continue
+		}
 		if err != nil {
-			continue // gone since, or not to be entered
+			return nil, err
 		}
 		interfaces, err := ns.Interfaces()
 		id := ns.ID()

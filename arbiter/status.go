@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/holdfast-bpf/holdfast/chain/owned"
-	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -341,14 +340,12 @@ func (a *Arbiter) forgetDead(ctx context.Context, key string) error {
 // atHookOf calls f with the hook of an entry, nil where its interface is gone. The
 // error is errElsewhere where its network namespace can't be found from here.
 func (a *Arbiter) atHookOf(key string, f func(*xdp.Hook) error) error {
-	found, err := netns.All()
-	if err != nil {
-		return err
-	}
-	for _, in := range found {
-		ns, err := xdp.OpenNamespace(in.Spec)
+	for ns, err := range xdp.Namespaces() {
+		if errors.Is(err, xdp.ErrPermission) {
+			continue
+		}
 		if err != nil {
-			continue // gone since, or not to be entered
+			return err
 		}
 		index, mode, ok := hookOfKey(key, ns.ID())
 		if !ok {
@@ -382,15 +379,13 @@ func (e *entry) elsewhere(attached map[string]*xdp.Attachment) bool {
 // can be found, under the entry's key. A key without an attachment is a hook
 // that is empty.
 func everywhere(entries []*entry) (map[string]*xdp.Attachment, error) {
-	found, err := netns.All()
-	if err != nil {
-		return nil, err
-	}
 	attached := map[string]*xdp.Attachment{}
-	for _, f := range found {
-		ns, err := xdp.OpenNamespace(f.Spec)
+	for ns, err := range xdp.Namespaces() {
+		if errors.Is(err, xdp.ErrPermission) {
+			continue
+		}
 		if err != nil {
-			continue // gone since, or not to be entered
+			return nil, err
 		}
 		states, err := ns.States()
 		id := ns.ID()

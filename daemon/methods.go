@@ -10,7 +10,6 @@ import (
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/features"
-	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
 	"github.com/holdfast-bpf/holdfast/policy"
 	"github.com/holdfast-bpf/holdfast/varlink"
@@ -356,15 +355,16 @@ func (s *session) namespaces(c *varlink.Call, p wire.List) ([]*xdp.Namespace, er
 	if !s.root() {
 		return nil, &xdp.Error{Op: "list", Err: xdp.ErrPermission, Detail: "only root may see all network namespaces", Hint: "ask for one that you can open"}
 	}
-	found, err := netns.All()
-	if err != nil {
-		return nil, err
-	}
 	var all []*xdp.Namespace
-	for _, f := range found {
-		ns, err := xdp.OpenNamespace(f.Spec)
+	for ns, err := range xdp.Namespaces() {
+		if errors.Is(err, xdp.ErrPermission) {
+			continue
+		}
 		if err != nil {
-			continue // gone since, or not to be entered
+			for _, ns := range all {
+				ns.Close()
+			}
+			return nil, err
 		}
 		all = append(all, ns)
 	}

@@ -3,6 +3,7 @@ package xdp
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"os"
 
@@ -41,6 +42,62 @@ func OpenNamespace(spec string) (*Namespace, error) {
 	ns, err := netns.Open(spec)
 	if err != nil {
 		return nil, namespaceError(spec, err)
+	}
+	return newNamespace(ns, ns.FD())
+}
+
+// Namespaces opens all network namespaces that can be found, one after the other and
+// each once, the caller's first: those that have a name, that a process is in, or that
+// a mount or a process's descriptor keeps. The caller closes each.
+//
+// Where the process that leads to a namespace ends meanwhile, it is looked for again:
+// whatever else keeps it need not be gone. An error comes in the place of a namespace
+// that may not be entered, as ErrPermission, or says what kept all others from being
+// found.
+func Namespaces() iter.Seq2[*Namespace, error] {
+	const looks = 64
+	return func(yield func(*Namespace, error) bool) {
+		told := map[uint64]bool{}
+		denied := map[uint64]string{}
+		for range looks {
+			found, err := netns.All()
+			if err != nil {
+				yield(nil, &Error{Op: "find network namespaces", Err: ErrUnexpected, Detail: err.Error()})
+				return
+			}
+			lost := false
+			for _, f := range found {
+				if told[f.Inode] {
+					continue
+				}
+				ns, err := openFound(f)
+				// A process that is about to end denies it, too: one that
+				// does so twice may not be looked into.
+				if errors.Is(err, ErrNotFound) || errors.Is(err, ErrPermission) && denied[f.Inode] != f.Spec {
+					denied[f.Inode] = f.Spec
+					lost = true
+					continue
+				}
+				told[f.Inode] = true
+				if !yield(ns, err) {
+					return
+				}
+			}
+			if !lost {
+				return
+			}
+		}
+		yield(nil, &Error{
+			Op: "find network namespaces", Err: ErrUnexpected,
+			Detail: fmt.Sprintf("in each of %d looks there was one that was gone when it was to be opened", looks),
+		})
+	}
+}
+
+func openFound(f netns.Found) (*Namespace, error) {
+	ns, err := f.Open()
+	if err != nil {
+		return nil, namespaceError(f.Spec, err)
 	}
 	return newNamespace(ns, ns.FD())
 }

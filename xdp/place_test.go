@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
@@ -141,6 +142,53 @@ func TestANamespaceThatIsNotThereIsNotFound(t *testing.T) {
 			says(t, refused(t, err, xdp.ErrNotFound), spec)
 		})
 	}
+}
+
+// Processes that end at once lead to the namespace, and a descriptor keeps it: whoever
+// takes it for gone with one of them takes what is attached in it for gone, too.
+func TestANamespaceIsFoundAlthoughProcessesInItEnd(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	const looks = 300
+	n := kerneltest.NewNetNS(t)
+	id := namespace(t, n.Path()).ID()
+	done := make(chan struct{})
+	var running sync.WaitGroup
+	var ended int
+	running.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if err := n.Do(func() error { return kerneltest.Command("hold").Run() }); err != nil {
+				t.Error(err)
+				return
+			}
+			ended++
+		}
+	})
+	for range looks {
+		var seen int
+		for ns, err := range xdp.Namespaces() {
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			if ns.ID() == id {
+				seen++
+			}
+			if err := ns.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if seen != 1 {
+			t.Errorf("the namespace was found %d times", seen)
+		}
+	}
+	close(done)
+	running.Wait()
+	t.Logf("%d processes ended meanwhile", ended)
 }
 
 func TestAnInterfaceThatIsNotThereIsNotFound(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
-	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/internal/procfs"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -77,7 +76,7 @@ func (c *Chains) unused(ns *xdp.Namespace, found []Cleaned) ([]Cleaned, error) {
 	if len(unused) == 0 {
 		return nil, nil
 	}
-	return unused, judge(unused, here)
+	return unused, judge(unused, ns)
 }
 
 // cleanUp removes those of the directories whose dispatchers nobody will ever
@@ -141,17 +140,18 @@ func attachedIn(ns *xdp.Namespace) (map[uint32]place, error) {
 }
 
 // judge gives a reason to those whose dispatchers somebody has.
-func judge(unused []Cleaned, here map[uint32]place) error {
-	// First who has them open, then where they are attached: a process that
-	// attaches one and closes it meanwhile is seen either way.
+func judge(unused []Cleaned, ns *xdp.Namespace) error {
+	// First who has them open, then where they are attached, in ns as well: a
+	// process that attaches one and closes it meanwhile is seen either way.
 	open, err := procfs.Scan()
 	if err != nil {
 		return err
 	}
-	everywhere, incomplete, err := attachedEverywhere()
+	here, err := attachedIn(ns)
 	if err != nil {
 		return err
 	}
+	everywhere, incomplete := attachedEverywhere()
 	for i := range unused {
 		u := &unused[i]
 		holders := open.Programs[u.DispatcherID]
@@ -186,32 +186,22 @@ func mayBeDispatcher(id uint32) bool {
 // attachedEverywhere are the programs of the interfaces of all network
 // namespaces that can be found. incomplete says in words if one of them could
 // not be looked into.
-func attachedEverywhere() (attached map[uint32]place, incomplete string, err error) {
-	found, err := netns.All()
-	if err != nil {
-		return nil, "", err
-	}
+func attachedEverywhere() (attached map[uint32]place, incomplete string) {
 	attached = map[uint32]place{}
-	for _, f := range found {
-		in, err := attachedInSpec(f.Spec)
-		switch {
-		case errors.Is(err, xdp.ErrNotFound): // It has gone, and all interfaces with it.
-		case err != nil:
+	for ns, err := range xdp.Namespaces() {
+		var in map[uint32]place
+		if err == nil {
+			in, err = attachedIn(ns)
+			ns.Close()
+		}
+		if err != nil {
 			incomplete = fmt.Sprintf("whether it is attached in another network namespace can't be told: %s", err)
+			continue
 		}
 		for id, at := range in {
-			at.netns = f.Spec
+			at.netns = ns.Spec()
 			attached[id] = at
 		}
 	}
-	return attached, incomplete, nil
-}
-
-func attachedInSpec(spec string) (map[uint32]place, error) {
-	ns, err := xdp.OpenNamespace(spec)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	return attachedIn(ns)
+	return attached, incomplete
 }

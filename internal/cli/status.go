@@ -13,7 +13,6 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
-	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -89,13 +88,8 @@ func (a *app) namespaces(spec string, all bool) ([]*xdp.Namespace, error) {
 		}
 		return []*xdp.Namespace{ns}, nil
 	}
-	found, err := netns.All()
-	if err != nil {
-		return nil, err
-	}
 	var namespaces []*xdp.Namespace
-	for _, f := range found {
-		ns, err := xdp.OpenNamespace(f.Spec)
+	for ns, err := range xdp.Namespaces() {
 		if err != nil {
 			a.log.Warn("a network namespace can't be looked into", "error", err)
 			continue

@@ -222,6 +222,29 @@ type Found struct {
 	Inode uint64
 }
 
+// Open opens the namespace, unless what led to it is gone or leads to another one by
+// now, which is ErrNotExist and does not say that the namespace is gone. The caller
+// closes it.
+func (f Found) Open() (*NS, error) {
+	if f.Spec == "" {
+		return Ambient, nil
+	}
+	ns, err := Open(f.Spec)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(ns.FD(), &st); err != nil {
+		ns.Close()
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	if st.Ino != f.Inode {
+		ns.Close()
+		return nil, fmt.Errorf("%w: %q is another one by now", ErrNotExist, f.Spec)
+	}
+	return ns, nil
+}
+
 // All finds the network namespaces that can be reached from here, each once, the
 // caller's first: those with a name, those of all processes, and those that only
 // a mount or a descriptor of a process keeps.
