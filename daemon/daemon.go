@@ -143,6 +143,7 @@ func (d *Daemon) Serve(ctx context.Context) error {
 	defer cancel()
 	d.declared.read()
 	background.Go(func() { d.watcher.run(ctx) })
+	background.Go(func() { d.watchForeign(ctx) })
 	if d.config.Ready != nil {
 		d.config.Ready()
 	}

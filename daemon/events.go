@@ -89,7 +89,7 @@ func (d *Daemon) tell(e wire.Event) {
 	}
 	add("why", e.Message)
 	switch e.Kind {
-	case wire.Denied, wire.Drift:
+	case wire.Denied, wire.Conflict, wire.Drift:
 		d.log.Warn("event", args...)
 	default:
 		d.log.Info("event", args...)

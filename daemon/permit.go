@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
@@ -18,24 +19,25 @@ func (s *session) permit(i arbiter.Intent) error {
 	d := s.daemon.policy.Load().Decide(s.subject, request)
 	err := d.Err(request.Verb, i.Interface)
 	if err != nil {
-		s.tellDenied(i, string(i.Verb)+": "+d.Reason)
+		e := wire.Event{Kind: wire.Denied, Interface: i.Interface, Entry: i.Entry, Member: i.Member, Message: string(i.Verb) + ": " + d.Reason}
+		if i.Hook != nil {
+			e.Netns = i.Hook.Namespace().ID()
+		}
+		s.tellRefused(e)
 	}
 	return err
 }
 
-// tellDenied tells of a denial. Who asks for the same again and again would fill the log
-// and the history: that is told once in a while.
-func (s *session) tellDenied(i arbiter.Intent, why string) {
+// tellRefused tells of a denial or a conflict. Who asks for the same again and again would
+// fill the log and the history: that is told once in a while.
+func (s *session) tellRefused(e wire.Event) {
 	const often = 10 * time.Second
-	what := i.Interface + " " + i.Member + " " + why
-	if s.denied.what == what && time.Since(s.denied.told) < often {
+	what := fmt.Sprint(e.Kind, e.Interface, " ", e.Member, " ", e.Message)
+	if s.refused.what == what && time.Since(s.refused.told) < often {
 		return
 	}
-	s.denied.what, s.denied.told = what, time.Now()
-	e := wire.Event{Kind: wire.Denied, Interface: i.Interface, Entry: i.Entry, Member: i.Member, Owner: &s.owner, Message: why}
-	if i.Hook != nil {
-		e.Netns = i.Hook.Namespace().ID()
-	}
+	s.refused.what, s.refused.told = what, time.Now()
+	e.Owner = &s.owner
 	s.daemon.tell(e)
 }
 

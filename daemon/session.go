@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -26,8 +27,8 @@ type session struct {
 	// acknowledge is what Acknowledge is to call, nil for nothing. One call of a
 	// connection is handled at a time.
 	acknowledge arbiter.Acknowledge
-	// denied is what was denied last, and when that was told.
-	denied struct {
+	// refused is what was denied or in conflict last, and when that was told.
+	refused struct {
 		what string
 		told time.Time
 	}
@@ -167,5 +168,9 @@ func (s *session) with(c *varlink.Call, h wire.Hook, f func(*xdp.Hook) error) er
 		return err
 	}
 	defer hook.Namespace().Close()
-	return f(hook)
+	err = f(hook)
+	if errors.Is(err, xdp.ErrConflict) {
+		s.tellRefused(wire.Event{Kind: wire.Conflict, Interface: hook.Name(), Netns: hook.Namespace().ID(), Message: err.Error()})
+	}
+	return err
 }

@@ -60,17 +60,22 @@ type Attachment struct {
 	Pins []string `json:"pins,omitempty"`
 }
 
+// String names the program for a message.
+func (p Program) String() string {
+	s := fmt.Sprintf("program %d", p.ID)
+	if p.Name != "" {
+		s += fmt.Sprintf(" %q", p.Name)
+	}
+	if p.Tag != "" {
+		s += fmt.Sprintf(" (tag %s)", p.Tag)
+	}
+	return s
+}
+
 // String describes the attachment for a message.
 func (a *Attachment) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "program %d", a.Program.ID)
-	if a.Program.Name != "" {
-		fmt.Fprintf(&b, " %q", a.Program.Name)
-	}
-	if a.Program.Tag != "" {
-		fmt.Fprintf(&b, " (tag %s)", a.Program.Tag)
-	}
-	b.WriteString(" is attached")
+	b.WriteString(a.Program.String() + " is attached")
 	if a.Mode != Auto {
 		fmt.Fprintf(&b, " in %s mode", a.Mode)
 	}

@@ -365,6 +365,12 @@ func (p *place) attachAnew(c *client) {
 // wantDrift waits until the daemon has told of drift at the near end, in such words.
 func (p *place) wantDrift(since time.Time, words string) {
 	p.Helper()
+	p.wantEvent(since, wire.Drift, words)
+}
+
+// wantEvent waits until the daemon has told of something at the near end, in such words.
+func (p *place) wantEvent(since time.Time, kind wire.EventKind, words string) wire.Event {
+	p.Helper()
 	s, err := p.connect().conn.Stream(p.Context(), wire.Interface+".Watch", wire.Watch{Since: &since, Interface: p.veth.NearName})
 	if err != nil {
 		p.Fatal(err)
@@ -375,8 +381,8 @@ func (p *place) wantDrift(since time.Time, words string) {
 		if _, err := s.Next(p.Context(), &r); err != nil {
 			p.Fatal(err)
 		}
-		if r.Event.Kind == wire.Drift && strings.Contains(r.Event.Message, words) {
-			return
+		if r.Event.Kind == kind && strings.Contains(r.Event.Message, words) {
+			return r.Event
 		}
 	}
 }

@@ -143,15 +143,19 @@ type Event struct {
 	Member    string         `json:"member,omitempty"`
 	ID        uint32         `json:"id,omitempty"`
 	Owner     *arbiter.Owner `json:"owner,omitempty"`
-	Message   string         `json:"message,omitempty"`
-	Link      *int           `json:"link,omitempty"`
+	// ProgramID and OldProgramID are of what netlink attached.
+	ProgramID    uint32 `json:"program_id,omitempty"`
+	OldProgramID uint32 `json:"old_program_id,omitempty"`
+	Message      string `json:"message,omitempty"`
+	Link         *int   `json:"link,omitempty"`
 }
 
 // EventKind is what kind of thing has happened.
 type EventKind string
 
 // The kinds of events. Those of a lease are Moved, which has a new link to take
-// over, and Ended.
+// over, and Ended. Attached, Replaced and Detached without an owner are somebody else's
+// doing, by netlink, of whom the kernel does not tell.
 const (
 	Attached EventKind = "attached"
 	Replaced EventKind = "replaced"
@@ -164,6 +168,7 @@ const (
 	Moved    EventKind = "moved"
 	Ended    EventKind = "ended"
 	Denied   EventKind = "denied"
+	Conflict EventKind = "conflict"
 	Drift    EventKind = "drift"
 	Restored EventKind = "restored"
 	Reloaded EventKind = "reloaded"
