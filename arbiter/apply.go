@@ -92,7 +92,7 @@ func (a *Arbiter) Apply(ctx context.Context, t Transaction) (*Applied, error) {
 	defer sources.close()
 	done, err := a.turns.take(ctx, hookKey(t.Hook), a.timeout)
 	if err != nil {
-		return nil, err
+		return nil, a.timedOut(err)
 	}
 	defer done()
 	var raced error

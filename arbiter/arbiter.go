@@ -175,10 +175,15 @@ func (a *Arbiter) lock(ctx context.Context) (locked, error) {
 			done()
 		}
 	}
+	return locked{lock, done}, a.timedOut(err)
+}
+
+// timedOut says of a lock timeout what to do.
+func (a *Arbiter) timedOut(err error) error {
 	if errors.Is(err, ErrLockTimeout) {
-		err = fmt.Errorf("%w: others have been changing what Holdfast attached for %s; try again, or wait longer with --lock-timeout", ErrLockTimeout, a.timeout)
+		return fmt.Errorf("%w: others have been changing what Holdfast attached for %s; try again, or wait longer with --lock-timeout", ErrLockTimeout, a.timeout)
 	}
-	return locked{lock, done}, err
+	return err
 }
 
 // HeldError is a conflict with an attachment that Holdfast made.

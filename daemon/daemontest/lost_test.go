@@ -149,9 +149,21 @@ func (c *crowdClient) run(ctx context.Context) error {
 		return err
 	}
 	c.permanent = map[string]bool{}
-	// What has begun is brought to its end, so that there is no doubt about it.
+	// What has begun is brought to its end, so that there is no doubt about it. On a
+	// machine that is busy, others may be at it for longer than the daemon waits.
+	insist := func(f func() error) error {
+		for {
+			if err := f(); !errors.Is(err, arbiter.ErrLockTimeout) {
+				return err
+			}
+		}
+	}
 	apply := func(changes ...arbiter.Change) error {
-		applied, err := client.Apply(context.Background(), arbiter.Transaction{Hook: hook, Changes: changes})
+		var applied *arbiter.Applied
+		err := insist(func() (err error) {
+			applied, err = client.Apply(context.Background(), arbiter.Transaction{Hook: hook, Changes: changes})
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -184,8 +196,11 @@ func (c *crowdClient) run(ctx context.Context) error {
 			if err := c.handle.Err(); err != nil {
 				return fmt.Errorf("what is held has ended: %w", err)
 			}
-			err := c.handle.Remove(context.Background(), hook)
-			if err = errors.Join(err, c.handle.Close()); err != nil {
+			err := insist(func() error { return c.handle.Remove(context.Background(), hook) })
+			if err == nil {
+				err = c.handle.Close()
+			}
+			if err != nil {
 				return fmt.Errorf("let go: %w", err)
 			}
 			c.handle = nil
