@@ -81,7 +81,7 @@ func TestAChangeThatIsKilledLeavesTheOldOrTheNewChain(t *testing.T) {
 			kerneltest.FillDispatcher(t)
 			var b *bench
 			crash.Sweep{
-				Sample: kerneltest.OneOfElsewhere(5),
+				Sample: kerneltest.OneOf(3),
 				Setup: func(t *testing.T) crash.Command {
 					b = newBench(t)
 					for _, name := range o.before {

@@ -45,7 +45,7 @@ func TestXDPLoaderGoesOnWhereHoldfastWasKilled(t *testing.T) {
 	peer := loaderTool{"libxdp " + survivor, kerneltest.OpenPeer(t, survivor)}
 	var s *site
 	crash.Sweep{
-		BeforeOnly: true, Sample: kerneltest.OneOfElsewhere(3),
+		BeforeOnly: true, Sample: kerneltest.OneOf(3),
 		Setup: func(t *testing.T) crash.Command {
 			s = newSite(t)
 			if err := peer.load(t, s, batch{1, wasThere, onPass, ""}); err != nil {
@@ -78,7 +78,7 @@ func TestHoldfastGoesOnWhereXDPLoaderWasKilled(t *testing.T) {
 	peer := kerneltest.OpenPeer(t, survivor)
 	var s *site
 	crash.Sweep{
-		BeforeOnly: true, Sample: kerneltest.OneOfElsewhere(3),
+		BeforeOnly: true, Sample: kerneltest.OneOf(3),
 		Setup: func(t *testing.T) crash.Command {
 			s = newSite(t)
 			if err := (library{}).load(t, s, batch{1, wasThere, onPass, ""}); err != nil {

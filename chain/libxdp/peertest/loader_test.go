@@ -281,7 +281,14 @@ func TestXDPLoaderPrintsAndReturnsWhatScriptsRelyOn(t *testing.T) {
 	needChains(t)
 	all := loaders(t)
 	all[holdfast] = holdfastLoader{}
-	for name, l := range all {
+	// How the tools differ is in the tools, and not in the kernel: all of theirs run on
+	// two kernels of the matrix, and one on each of the others.
+	sample := samplePeers(3)
+	for i, name := range slices.Sorted(maps.Keys(all)) {
+		l := all[name]
+		if name != holdfast && !sample.Takes(i) {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			s := newSite(t)

@@ -1,7 +1,9 @@
 package clitest
 
 import (
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,8 +17,12 @@ func TestObjectsWrittenElsewhereAreAttachedReplacedAndDetached(t *testing.T) {
 		t.Fatal(err)
 	}
 	attached := map[string]bool{}
-	for _, path := range files {
+	sample := kerneltest.OneOf(3)
+	for i, path := range files {
 		name := strings.TrimSuffix(filepath.Base(path), ".o")
+		if strings.HasPrefix(name, "xdpfilt_") && !sample.Takes(i) {
+			continue // a dozen builds of one source
+		}
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
 			switch name {
@@ -50,8 +56,8 @@ func TestObjectsWrittenElsewhereAreAttachedReplacedAndDetached(t *testing.T) {
 			m.holds(0)
 		})
 	}
-	for _, name := range []string{"xdpfilt_alw_all", "xdpfilt_dny_udp", "xsk_def_xdp_prog", "xdpdump_xdp"} {
-		if !attached[name] {
+	for _, name := range []string{"xdpfilt_", "xsk_def_xdp_prog", "xdpdump_xdp"} {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(attached)), func(s string) bool { return strings.HasPrefix(s, name) }) {
 			t.Errorf("%s was not attached; the packages xdp-tools and libxdp1 have it", name)
 		}
 	}
