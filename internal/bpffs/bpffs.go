@@ -35,8 +35,21 @@ func Mounts() ([]string, error) {
 	return parseMountinfo(string(b)), nil
 }
 
+// mount is a line of mountinfo about a bpffs: its device, which directory of it is
+// mounted, and where.
+type mount struct{ device, root, path string }
+
+// parseMountinfo are the paths of parseMounts.
 func parseMountinfo(s string) []string {
-	var mounts []string
+	var paths []string
+	for _, m := range parseMounts(s) {
+		paths = append(paths, m.path)
+	}
+	return paths
+}
+
+func parseMounts(s string) []mount {
+	var mounts []mount
 	for line := range strings.Lines(s) {
 		// Optional fields end with a lone dash; the type follows.
 		before, after, ok := strings.Cut(line, " - ")
@@ -44,7 +57,7 @@ func parseMountinfo(s string) []string {
 		if !ok || len(fields) < 5 || !strings.HasPrefix(after, "bpf ") {
 			continue
 		}
-		mounts = append(mounts, unescape(fields[4]))
+		mounts = append(mounts, mount{fields[2], unescape(fields[3]), unescape(fields[4])})
 	}
 	return mounts
 }

@@ -184,8 +184,10 @@ func Stopped(pid int) bool {
 
 // stat is what is read of /proc/PID/stat.
 type stat struct {
-	state byte   // field 3: R, S, T, Z and so on
-	start uint64 // field 22, starttime
+	state   byte   // field 3: R, S, T, Z and so on
+	parent  int    // field 4
+	session int    // field 6
+	start   uint64 // field 22, starttime
 }
 
 func readStat(pid int) (stat, error) {
@@ -211,8 +213,10 @@ func parseStat(b []byte) (stat, error) {
 	if len(fields) <= starttime {
 		return stat{}, errors.New("/proc/PID/stat: too few fields")
 	}
-	start, err := strconv.ParseUint(fields[starttime], 10, 64)
-	return stat{fields[0][0], start}, err
+	parent, err1 := strconv.Atoi(fields[4-3])
+	session, err2 := strconv.Atoi(fields[6-3])
+	start, err3 := strconv.ParseUint(fields[starttime], 10, 64)
+	return stat{fields[0][0], parent, session, start}, errors.Join(err1, err2, err3)
 }
 
 // Alive tells whether this very process still runs. One that has ended and

@@ -77,7 +77,7 @@ func statLine(comm string, start uint64) []byte {
 
 func TestTheStartOfAProcessIsReadWhateverItsName(t *testing.T) {
 	for _, comm := range []string{"sleep", "", "a b", "a) S 1 (b", ")", "((((", "tab\there"} {
-		if got, err := parseStat(statLine(comm, 4711)); err != nil || got != (stat{'S', 4711}) {
+		if got, err := parseStat(statLine(comm, 4711)); err != nil || got != (stat{'S', 1, 311, 4711}) {
 			t.Errorf("command %q: %+v (%v)", comm, got, err)
 		}
 	}
@@ -121,7 +121,7 @@ func FuzzStat(f *testing.F) {
 	f.Add("a) S 1 2 3 (b", uint64(1<<63), statLine("x", 1))
 	f.Fuzz(func(t *testing.T, comm string, start uint64, text []byte) {
 		parseStat(text) // must only not crash
-		if got, err := parseStat(statLine(comm, start)); err != nil || got != (stat{'S', start}) {
+		if got, err := parseStat(statLine(comm, start)); err != nil || got != (stat{'S', 1, 311, start}) {
 			t.Errorf("command %q, started at %d, reads as %+v (%v)", comm, start, got, err)
 		}
 	})
