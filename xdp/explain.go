@@ -102,15 +102,21 @@ func (h *Hook) addRival(e *Error, c change) {
 		return
 	}
 	FindHolders(e.Rival)
+	e.Hint = rivalHint(e.Rival.Held, c.prog != nil && c.expect.kind == expectNothing, c.expect.kind)
+}
+
+// rivalHint is what to do about a rival that is held in that way; link tells that
+// the hook was to be held by a link.
+func rivalHint(held Holding, link bool, expect expectKind) string {
 	switch {
-	case e.Rival.Held == HeldByLink:
-		e.Hint = "whoever holds the link must let go first"
-	case c.prog != nil && c.expect.kind == expectNothing:
-		e.Hint = "detach it first: a link can't take over what netlink attached"
-	case c.expect.kind == expectNothing || c.expect.kind == expectEmpty:
-		e.Hint = "detach it first, or replace it by expecting it"
+	case held == HeldByLink:
+		return "whoever holds the link must let go first"
+	case link:
+		return "detach it first: a link can't take over what netlink attached"
+	case expect == expectNothing || expect == expectEmpty:
+		return "detach it first, or replace it by expecting it"
 	default:
-		e.Hint = "look at what is attached now and decide again"
+		return "look at what is attached now and decide again"
 	}
 }
 
@@ -124,12 +130,16 @@ func (h *Hook) addMaster(e *Error) bool {
 	if err != nil || master.XDP == (rtnl.XDP{}) {
 		return false
 	}
-	s := h.ns.observe(master, &observer{})
-	e.Err = ErrPort
-	e.Detail = fmt.Sprintf("%s is a port of %s %s, which has a program itself", h.name, master.Kind, master.Name)
-	e.Rival = s.At(s.Interface.Programs.inUse())
-	e.Hint = fmt.Sprintf("the kernel allows one of the two: attach to %s instead, or detach there", master.Name)
+	e.addPort(h.name, h.ns.observe(master, &observer{}))
 	return true
+}
+
+// addPort says that the interface is a port of one that has a program.
+func (e *Error) addPort(name string, master State) {
+	e.Err = ErrPort
+	e.Detail = fmt.Sprintf("%s is a port of %s %s, which has a program itself", name, master.Interface.Kind, master.Interface.Name)
+	e.Rival = master.At(master.Interface.Programs.inUse())
+	e.Hint = fmt.Sprintf("the kernel allows one of the two: attach to %s instead, or detach there", master.Interface.Name)
 }
 
 func (h *Hook) addMTU(e *Error) {

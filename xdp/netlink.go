@@ -141,8 +141,10 @@ func (p Programs) inUse() Mode {
 	}
 }
 
-func (h *Hook) notAttached(op string, p Programs) error {
-	e := &Error{Op: op, Hook: h.String(), Err: ErrNotAttached, Detail: "the hook is empty", Hint: "there is nothing to do"}
+func (h *Hook) notAttached(op string, p Programs) error { return notAttached(op, h.String(), p) }
+
+func notAttached(op, hook string, p Programs) *Error {
+	e := &Error{Op: op, Hook: hook, Err: ErrNotAttached, Detail: "the hook is empty", Hint: "there is nothing to do"}
 	if other := p.inUse(); other != Auto {
 		e.Detail = "the program there is attached in " + other.String() + " mode"
 		e.Hint = "name that mode"

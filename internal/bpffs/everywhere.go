@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mount is a bpffs, or a directory of one, that some process sees.
-type Mount struct {
+// Place is a bpffs, or a directory of one, that some process sees.
+type Place struct {
 	// Path is where it is mounted, as those see it who see it.
 	Path string
 	// PID is a process that sees it, 0 where the caller does itself.
@@ -19,7 +19,7 @@ type Mount struct {
 }
 
 // Name is the path in the bpffs of that name as the caller can use it.
-func (m Mount) Name(elem ...string) string {
+func (m Place) Name(elem ...string) string {
 	path := filepath.Join(append([]string{m.Path}, elem...)...)
 	if m.PID == 0 {
 		return path
@@ -34,7 +34,7 @@ func (m Mount) Name(elem ...string) string {
 //
 // One that ends while it is looked for, with the last process that sees it, may be
 // left out: so are its pins.
-func Everywhere(f func(Mount, *Root)) error {
+func Everywhere(f func(Place, *Root)) error {
 	type part struct {
 		device, root string
 	}
@@ -47,7 +47,7 @@ func Everywhere(f func(Mount, *Root)) error {
 			if seen[part{m.device, m.root}] {
 				continue
 			}
-			at := Mount{Path: m.path, PID: pid}
+			at := Place{Path: m.path, PID: pid}
 			root, err := Open(at.Name())
 			if err != nil {
 				continue
