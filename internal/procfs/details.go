@@ -1,7 +1,6 @@
 package procfs
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,10 +17,9 @@ type Details struct {
 	// Parent is the process's parent now: that of a process whose parent has
 	// ended is process 1, or another that takes in orphans.
 	Parent int
-	// Leader is the first process of its session, and LeaderEnded tells that
-	// there is none any more.
-	Leader      int
-	LeaderEnded bool
+	// Orphan tells that the process that started it has ended: it leads no session,
+	// and is in another than its parent, which it therefore was given to.
+	Orphan bool
 	// Started is when the process started, to the second or so.
 	Started time.Time
 	Cgroup  string
@@ -36,11 +34,10 @@ func ReadDetails(pid int) (Details, error) {
 	}
 	d := Details{
 		Comm: Comm(pid), Cgroup: Cgroup(pid),
-		Parent: s.parent, Leader: s.session, Started: started(s.start),
+		Parent: s.parent, Started: started(s.start),
 	}
-	if d.Leader > 0 && d.Leader != pid {
-		_, err := readStat(d.Leader)
-		d.LeaderEnded = errors.Is(err, ErrNoProcess)
+	if parent, err := readStat(s.parent); err == nil {
+		d.Orphan = s.session != pid && s.session != parent.session
 	}
 	return d, nil
 }
