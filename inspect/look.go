@@ -28,7 +28,7 @@ type Options struct {
 
 // looks is how often the machine is looked at to find out who has what nobody
 // seemed to have.
-const looks = 4
+const looks = 5
 
 // Look looks at the whole machine. As root it sees everything; others see what is
 // attached, and the report says what they can't. A process that hands a descriptor
@@ -56,6 +56,9 @@ func Look(o Options) (*Report, error) {
 			return decide(s, o.Interfaces), nil
 		}
 		last = ids
+		// What has ended may be there still: the kernel frees it later.
+		_ = kernel.AwaitGracePeriod()
+		time.Sleep(time.Duration(n) * 5 * time.Millisecond)
 	}
 }
 

@@ -177,10 +177,10 @@ func TestAChainOfXDPLoaderIsTold(t *testing.T) {
 			t.Errorf("member %d is %+v, want xdp_pass in slot %d, pinned", slot, m, slot)
 		}
 	}
-	for _, other := range r.Findings {
-		if other.Program.Name == "xdp_pass" {
-			t.Errorf("a member is told on its own: %+v", other)
-		}
+	// The loader also had programs that the kernel takes its time to free.
+	alone := func(f inspect.Finding) bool { return f.Program.Name == "xdp_pass" }
+	if !kerneltest.Eventually(func() bool { return !slices.ContainsFunc(look(t).Findings, alone) }) {
+		t.Errorf("a member is told on its own: %+v", look(t).Findings)
 	}
 	if !f.Would.Share.OK || f.Would.Own.OK || !f.Would.Detach.OK {
 		t.Errorf("what would happen is %+v, want that a member can join and leave, and nobody can own it", f.Would)
