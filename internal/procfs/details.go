@@ -101,7 +101,8 @@ func inFlight(proc string) ([]Socket, error) {
 				continue
 			}
 			if n := ParseFDInfo(info)["scm_fds"]; n > 0 {
-				found = append(found, Socket{Holder{pid, Comm(pid)}, inode, int(n)})
+				comm, _ := os.ReadFile(filepath.Join(proc, name, "comm"))
+				found = append(found, Socket{Holder{pid, strings.TrimSpace(string(comm))}, inode, int(n)})
 			}
 		}
 		fds.close()

@@ -3,6 +3,7 @@ package mounttest
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -22,7 +23,7 @@ import (
 func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
-	kerneltest.Main(m, kerneltest.Commands{"in host mounts": inHostMounts, "on the first thread": onTheFirstThread})
+	kerneltest.Main(m, kerneltest.Commands{"in host mounts": inHostMounts, "on the first thread": onTheFirstThread, "mount and wait": mountAndWait})
 }
 
 // mount has Mount mount a bpffs for the test's time.
@@ -333,4 +334,54 @@ func TestTheProcessStaysInItsOwnMounts(t *testing.T) {
 	if string(out) == host {
 		t.Errorf("the process is in %s, as process 1", out)
 	}
+}
+
+func TestEveryBPFFSThatAProcessSeesIsFoundOnce(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	mine, theirs := kerneltest.BPFFS(t), t.TempDir()
+	// A part of it that is mounted elsewhere is told of, and is another.
+	if err := os.Mkdir(filepath.Join(mine, "part"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	part := t.TempDir()
+	if err := unix.Mount(filepath.Join(mine, "part"), part, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(part, unix.MNT_DETACH) })
+	cmd := kerneltest.Command("mount and wait", theirs)
+	cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS
+	p := kerneltest.Start(t, cmd)
+	if !p.Lines.Scan() {
+		t.Fatal("it said nothing")
+	}
+	found := map[string][]bpffs.Place{}
+	err := bpffs.Everywhere(func(at bpffs.Place, root *bpffs.Root) {
+		found[at.Path] = append(found[at.Path], at)
+		if !bpffs.Is(at.Name()) || root.Name != at.Name() {
+			t.Errorf("%s is called %s, and is no bpffs", at.Path, at.Name())
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := found[mine]; len(got) != 1 || got[0].PID != 0 {
+		t.Errorf("our own is found as %+v, want once, as we see it", got)
+	}
+	if got := found[theirs]; len(got) != 1 || got[0].PID != p.PID() || got[0].Name() != fmt.Sprintf("/proc/%d/root%s", p.PID(), theirs) {
+		t.Errorf("the other process's is found as %+v, want once, as that sees it", got)
+	}
+	if got := found[part]; len(got) != 1 {
+		t.Errorf("the part is found as %+v, want once", got)
+	}
+}
+
+// mountAndWait mounts a bpffs that nobody else sees.
+func mountAndWait(args []string) int {
+	if err := unix.Mount("bpf", args[0], "bpf", 0, ""); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println("ready")
+	io.Copy(io.Discard, os.Stdin)
+	return 0
 }
