@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -124,7 +125,8 @@ func (f *Finding) answer(i xdp.Intent) Answer {
 		return Answer{OK: true}
 	}
 	a := Answer{Why: e.Err.Error()}
-	if e.Detail != "" {
+	// What is expected there goes without saying.
+	if e.Detail != "" && !errors.Is(e, xdp.ErrConflict) {
 		a.Why += ": " + e.Detail
 	}
 	if e.Rival != nil {
@@ -157,7 +159,7 @@ func (f *Finding) holders() []string {
 		add(c.By)
 	}
 	for _, s := range f.By.Sockets {
-		all = append(all, fmt.Sprintf("%s, whose socket %d has %d descriptors under way", s.Process, s.Inode, s.Descriptors))
+		all = append(all, fmt.Sprintf("%s, to whose socket %d descriptors are under way", s.Process, s.Inode))
 	}
 	return all
 }

@@ -28,7 +28,7 @@ func (a *app) whoCommand() *cobra.Command {
 	var f whoFlags
 	c := &cobra.Command{
 		Use:   "who [IF]",
-		Short: "Show who holds which XDP program on this machine, and what a change would meet",
+		Short: "Show who holds which XDP program on this machine",
 		Long: `Show every XDP program of this machine, in all network namespaces that can be
 found, whoever attached it: how it is held, by which processes, pins, chains or
 nobody, since when, and what would happen if you attached, replaced or detached
@@ -450,7 +450,7 @@ func keeperNames(k inspect.Keepers, entry string) []string {
 		}
 	}
 	for _, s := range k.Sockets {
-		who = append(who, fmt.Sprintf("%d descriptors under way to %s", s.Descriptors, processName(s.Process)))
+		who = append(who, fmt.Sprintf("under way to %s, socket %d", processName(s.Process), s.Inode))
 	}
 	return who
 }
@@ -499,32 +499,47 @@ func (w whoFinding) below(width int, one bool) []string {
 	if w.Would == nil {
 		return lines
 	}
-	for _, c := range w.changes() {
-		lines = append(lines, answerLines(c)...)
+	return append(lines, answerLines(w.changes())...)
+}
+
+// answerLines say what would come of each change; those with the same answer are
+// told together.
+func answerLines(changes []whoChange) []string {
+	var lines []string
+	for len(changes) > 0 {
+		n := 1
+		for n < len(changes) && sameAnswer(changes[0].answer, changes[n].answer) {
+			n++
+		}
+		var names []string
+		for _, c := range changes[:n] {
+			names = append(names, c.name)
+		}
+		a := changes[0].answer
+		verdict := "succeeds"
+		if !a.OK {
+			verdict = "refused: " + a.Why
+		}
+		lines = append(lines, indent+strings.Join(names, ", ")+": "+verdict)
+		const deeper = indent + indent
+		if len(a.Ask) > 0 {
+			lines = append(lines, deeper+"ask "+strings.Join(a.Ask, ", "))
+		}
+		for _, c := range changes[:n] {
+			if c.answer.Command == "" {
+				continue
+			}
+			line := deeper + "to " + c.name + ": " + c.answer.Command
+			if c.answer.Note != "" {
+				line += "  (" + c.answer.Note + ")"
+			}
+			lines = append(lines, line)
+		}
+		changes = changes[n:]
 	}
 	return lines
 }
 
-// answerLines say what would come of a change.
-func answerLines(c whoChange) []string {
-	verdict := "succeeds"
-	if !c.answer.OK {
-		verdict = "refused: " + c.answer.Why
-	}
-	if c.answer.OK && c.answer.Note != "" {
-		verdict += ": " + c.answer.Note
-	}
-	lines := []string{fmt.Sprintf("%s%s: %s", indent, c.name, verdict)}
-	const deeper = indent + indent
-	if len(c.answer.Ask) > 0 {
-		lines = append(lines, deeper+"ask: "+strings.Join(c.answer.Ask, ", "))
-	}
-	if c.answer.Command != "" {
-		line := deeper + "run: " + c.answer.Command
-		if !c.answer.OK && c.answer.Note != "" {
-			line += "  (" + c.answer.Note + ")"
-		}
-		lines = append(lines, line)
-	}
-	return lines
+func sameAnswer(a, b inspect.Answer) bool {
+	return a.OK == b.OK && a.Why == b.Why && slices.Equal(a.Ask, b.Ask)
 }
