@@ -68,7 +68,7 @@ func TestWhoTellsOfHoldfastsHooksAndOfForeignOnes(t *testing.T) {
 		}
 	}
 	// What is foretold is so.
-	if r := m.holdfast("attach", "foreign0", kerneltest.ObjectFile(t, "pass")); r.code == 0 || !strings.Contains(r.err, "whoever holds the link must let go first") {
+	if r := m.holdfast("attach", "foreign0", kerneltest.ObjectFile(t, "pass")); r.code != 4 || !strings.Contains(r.err, "conflict") {
 		t.Errorf("to attach: %s", r)
 	}
 	m.holdfast("who", "nope0").fails(7)
