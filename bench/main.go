@@ -20,9 +20,9 @@ func main() {
 
 func bench() error {
 	docs := flag.String("docs", "docs", "directory of benchmarks.md and its plots, in the module's")
-	only := flag.String("only", "", "measure only that and print it: packets or control (in virtual machines, without root), native, or load, which writes its own document, too")
+	only := flag.String("only", "", "measure only that and print it: packets or control (in virtual machines, without root), native, load or who, which write documents of their own, too")
 	interfaces := flag.Int("interfaces", 0, "run one world of that many interfaces and print its results (used by the program itself)")
-	inGuest := flag.String("guest", "", "measure chains, control, packets or load, with what is there, and print the results (used by the program itself)")
+	inGuest := flag.String("guest", "", "measure chains, control, packets, load or who, with what is there, and print the results (used by the program itself)")
 	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces or -guest chains")
 	scratch := flag.String("scratch", "", "directory for files, with -interfaces or -guest")
 	flag.Parse()
@@ -35,6 +35,8 @@ func bench() error {
 		return controlHere(*scratch, os.Stdout)
 	case *inGuest == "load":
 		return loadHere(*holdfast, *scratch, os.Stdout)
+	case *inGuest == "who":
+		return whoHere(*holdfast, os.Stdout)
 	case *inGuest == "packets":
 		return packetsHere(*scratch, os.Stdout)
 	}
@@ -67,6 +69,9 @@ func bench() error {
 	}
 	if *only == "load" {
 		return loadReport(*docs, filepath.Join(dir, "holdfast"), dir)
+	}
+	if *only == "who" {
+		return whoReport(*docs, filepath.Join(dir, "holdfast"), dir)
 	}
 	if *only != "" {
 		return printOnly(*only, dir)
