@@ -66,23 +66,10 @@ func (a *Arbiter) List(namespaces []*xdp.Namespace, holders bool) ([]Status, err
 	if err != nil {
 		return nil, err
 	}
-	all := []Status{}
-	for _, ns := range namespaces {
-		states, err := ns.States()
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range states {
-			for _, at := range s.Attachments {
-				st, err := a.status(ns, s, at, entries)
-				if err != nil {
-					return nil, err
-				}
-				all = append(all, st)
-			}
-		}
+	all, err := a.list(namespaces, entries)
+	if err != nil {
+		return nil, err
 	}
-	all = append(all, defunct(entries)...)
 	var attachments []*xdp.Attachment
 	for i := range all {
 		if holders || all[i].Entry == "" {
@@ -102,6 +89,47 @@ func (a *Arbiter) List(namespaces []*xdp.Namespace, holders bool) ([]Status, err
 		}
 	}
 	return all, nil
+}
+
+// Own is List of what Holdfast has attached only, defunct or not, without holders:
+// it looks at no other process.
+func (a *Arbiter) Own(namespaces []*xdp.Namespace) ([]Status, error) {
+	entries, err := a.read()
+	if err != nil || len(entries) == 0 {
+		return nil, err
+	}
+	all, err := a.list(namespaces, entries)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(s Status) bool { return s.Entry == "" })
+	for i := range all {
+		if s := &all[i]; s.Lifetime == "" {
+			s.Lifetime = s.lifetime()
+		}
+	}
+	return all, nil
+}
+
+// list is List without holders, and without what they tell.
+func (a *Arbiter) list(namespaces []*xdp.Namespace, entries []*entry) ([]Status, error) {
+	all := []Status{}
+	for _, ns := range namespaces {
+		states, err := ns.States()
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range states {
+			for _, at := range s.Attachments {
+				st, err := a.status(ns, s, at, entries)
+				if err != nil {
+					return nil, err
+				}
+				all = append(all, st)
+			}
+		}
+	}
+	return append(all, defunct(entries)...), nil
 }
 
 // defunct are the links that attach nothing any more: Holdfast's, and those of

@@ -34,9 +34,10 @@ const (
 
 // whoResult is what it takes to find out who holds what.
 type whoResult struct {
-	kernel              string
-	processes           int
-	command, look, scan []time.Duration
+	kernel    string
+	processes int
+	// command is how long the command takes, and processor its share of that.
+	command, processor, look, scan []time.Duration
 }
 
 // whoHere measures in the namespaces of this process, and prints the document.
@@ -173,11 +174,13 @@ func (r *whoResult) measure(holdfast string) error {
 		}
 
 		start = time.Now()
-		output, err := exec.Command(holdfast, "who", "-o", "json").Output()
+		cmd := exec.Command(holdfast, "who", "-o", "json")
+		output, err := cmd.Output()
 		if err != nil {
 			return fmt.Errorf("holdfast who: %w", err)
 		}
 		r.command = append(r.command, time.Since(start))
+		r.processor = append(r.processor, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime())
 		if !json.Valid(output) {
 			return errors.New("holdfast who -o json prints no JSON")
 		}
@@ -198,10 +201,11 @@ interface of its own: %d are held by a process, the others pinned.
 | | median of %d |
 |---|---|
 | `+"`holdfast who -o json`"+` | %s |
+| its processor time | %s |
 | `+"`inspect.Look`"+`, in a process that runs already | %s |
-| of which reading /proc takes | %s |
+| to read the descriptors of all processes, once | %s |
 `, r.kernel, runtime.NumCPU(), r.processes, whoProcesses, whoDescriptors+3, whoLinks, whoHeld,
-		whoRounds, median(r.command), median(r.look), median(r.scan))
+		whoRounds, median(r.command), median(r.processor), median(r.look), median(r.scan))
 }
 
 // whoReport measures in namespaces of its own, and writes the document.

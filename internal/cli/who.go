@@ -191,18 +191,6 @@ func (w whoFinding) hasMemberLink(id uint32) bool {
 	return ok && slices.ContainsFunc(c.Members, func(m ownedMember) bool { return m.LinkID == id })
 }
 
-// lister is a service that need not look for holders.
-type lister interface {
-	List(ctx context.Context, namespaces []*xdp.Namespace, holders bool) ([]arbiter.Status, error)
-}
-
-// embeddedLister is an arbiter in this process.
-type embeddedLister struct{ *arbiter.Arbiter }
-
-func (l embeddedLister) List(_ context.Context, namespaces []*xdp.Namespace, holders bool) ([]arbiter.Status, error) {
-	return l.Arbiter.List(namespaces, holders)
-}
-
 // withOwners adds what Holdfast knows, from the daemon or from its state. That it
 // can't be had is no reason to tell nothing.
 func (a *app) withOwners(ctx context.Context, report *inspect.Report) []whoFinding {
@@ -231,13 +219,6 @@ func (a *app) known(ctx context.Context, findings []inspect.Finding) ([]arbiter.
 		return nil, err
 	}
 	defer state.Close()
-	l, ok := state.(lister)
-	if embedded, is := state.(*arbiter.Arbiter); is {
-		l, ok = embeddedLister{embedded}, true
-	}
-	if !ok {
-		return nil, nil
-	}
 	var namespaces []*xdp.Namespace
 	defer func() {
 		for _, ns := range namespaces {
@@ -255,7 +236,10 @@ func (a *app) known(ctx context.Context, findings []inspect.Finding) ([]arbiter.
 			namespaces = append(namespaces, ns)
 		}
 	}
-	return l.List(ctx, namespaces, false)
+	if own, ok := state.(*arbiter.Arbiter); ok {
+		return own.Own(namespaces)
+	}
+	return state.Status(namespaces)
 }
 
 // is tells whether that is what Holdfast tells of.

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/procfs"
 )
 
 // NamedDir is where `ip netns add` keeps namespaces.
@@ -300,10 +302,12 @@ func All() ([]Found, error) {
 	for _, path := range parseMounts(string(mounts)) {
 		add(path, path, path)
 	}
-	for _, pid := range procs {
-		for _, path := range descriptors(pid) {
-			add(path, path, path)
-		}
+	descriptors, err := procfs.Descriptors(namespacePrefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range descriptors {
+		add(d.Path, d.Path, d.Path)
 	}
 	return found, nil
 }
@@ -328,29 +332,8 @@ func processes() ([]string, error) {
 	return names, nil
 }
 
-// isNamespace tells network namespaces from all else by how nsfs names them.
-func isNamespace(name string) bool { return strings.HasPrefix(name, "net:[") }
-
-// descriptors are the paths of the process's descriptors of network namespaces,
-// as far as the caller may look.
-func descriptors(pid string) []string {
-	dir := filepath.Join("/proc", pid, "fd")
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil
-	}
-	defer d.Close()
-	names, _ := d.Readdirnames(-1)
-	var paths []string
-	for _, fd := range names {
-		path := filepath.Join(dir, fd)
-		if target, err := os.Readlink(path); err == nil && isNamespace(target) {
-			paths = append(paths, path)
-		}
-	}
-	slices.Sort(paths)
-	return paths
-}
+// namespacePrefix tells network namespaces from all else by how nsfs names them.
+const namespacePrefix = "net:["
 
 // parseMounts are the paths in mountinfo where network namespaces are mounted.
 func parseMounts(s string) []string {
@@ -360,7 +343,7 @@ func parseMounts(s string) []string {
 		// the fourth field, and where it is mounted the fifth.
 		before, after, ok := strings.Cut(line, " - ")
 		fields := strings.Fields(before)
-		if ok && len(fields) >= 5 && strings.HasPrefix(after, "nsfs ") && isNamespace(fields[3]) {
+		if ok && len(fields) >= 5 && strings.HasPrefix(after, "nsfs ") && strings.HasPrefix(fields[3], namespacePrefix) {
 			mounts = append(mounts, unescape(fields[4]))
 		}
 	}

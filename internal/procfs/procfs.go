@@ -5,10 +5,12 @@ package procfs
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -97,6 +99,50 @@ func (o *Objects) scanProcess(fds *directory, dir string, pid int) {
 		}
 		holders[id] = append(holders[id], Holder{PID: pid, Comm: comm})
 	}
+}
+
+// Descriptor is a descriptor of a process.
+type Descriptor struct {
+	PID int
+	// Path leads to what it is of, and Target is how the kernel calls that.
+	Path, Target string
+}
+
+// Descriptors are the descriptors of all processes that the caller may look into,
+// of what the kernel calls by a name that begins so, such as "net:[", by pid.
+func Descriptors(prefix string) ([]Descriptor, error) {
+	var all directory
+	if err := all.open(unix.AT_FDCWD, "/proc"); err != nil {
+		return nil, fmt.Errorf("open /proc: %w", err)
+	}
+	defer all.close()
+	names, err := all.names()
+	if err != nil {
+		return nil, fmt.Errorf("read /proc: %w", err)
+	}
+	var found []Descriptor
+	var fds directory
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil || fds.open(all.fd, name+"/fd") != nil {
+			continue
+		}
+		numbers, _ := fds.names()
+		for _, fd := range numbers {
+			target, err := fds.link(fd)
+			if errors.Is(err, unix.EACCES) {
+				break // it is so for all of this process
+			}
+			if err == nil && bytes.HasPrefix(target, []byte(prefix)) {
+				found = append(found, Descriptor{pid, filepath.Join("/proc", name, "fd", fd), string(target)})
+			}
+		}
+		fds.close()
+	}
+	slices.SortFunc(found, func(a, b Descriptor) int {
+		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Path, b.Path))
+	})
+	return found, nil
 }
 
 // directory is an open directory whose links are read by name, with no more
