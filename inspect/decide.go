@@ -196,7 +196,7 @@ func (d *decider) kept(f *Finding, k Keepers) []How {
 	f.By.Sockets = d.sockets
 	switch {
 	case len(d.sockets) > 0:
-		f.note("no process and no pin has its link: its descriptor is under way in a socket, such as those that have some")
+		f.note("no process and no pin has its link: its descriptor was sent and is not received yet, by one of the sockets that have some under way")
 	case d.complete:
 		f.note("no process and no pin has its link, and no socket has a descriptor under way: it is where the kernel does not show it, such as the registered files of an io_uring, or a thread's own descriptors")
 	}
@@ -237,9 +237,7 @@ func (d *decider) defunct(l xdp.LinkInfo) []Finding {
 	if f.By.none() && len(d.sockets) == 0 {
 		return nil
 	}
-	for _, h := range d.kept(&f, f.By) {
-		f.How = append(f.How, h)
-	}
+	f.How = append(f.How, d.kept(&f, f.By)...)
 	f.note("it attaches nothing any more: its interface is gone, or another root detached it by force")
 	return []Finding{f}
 }

@@ -66,7 +66,7 @@ func TestHowALinkIsHeldIsWhatKeepsIt(t *testing.T) {
 		{"a pin", sight{pins: []pin{{Pin: Pin{Path: "/a"}, link: 7}}}, []How{ByPin}, "", 0},
 		{"both", sight{linksOf: map[uint32][]Process{7: {process(3)}}, pins: []pin{{Pin: Pin{Path: "/a"}, link: 7}}}, []How{ByProcess, ByPin}, "", 0},
 		{"others' pins and processes", sight{linksOf: map[uint32][]Process{8: {process(3)}}, pins: []pin{{Pin: Pin{Path: "/a"}, link: 8}, {Pin: Pin{Path: "/b"}, program: 7}}, complete: true}, []How{InFlight}, "no socket has a descriptor under way", 0},
-		{"a socket", sight{sockets: []Socket{socket}, complete: true}, []How{InFlight}, "under way in a socket", 1},
+		{"a socket", sight{sockets: []Socket{socket}, complete: true}, []How{InFlight}, "was sent and is not received yet", 1},
 		{"nobody that can be seen", sight{}, []How{InFlight}, "not all processes can be seen", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {

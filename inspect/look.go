@@ -66,8 +66,11 @@ func Look(o Options) (*Report, error) {
 // looked up afterwards, so that it was held then.
 func look() (*sight, error) {
 	s := &sight{programs: map[uint32]program{}, complete: procfs.SeesAll()}
-	if !s.complete {
-		s.limits = append(s.limits, "only the processes that this one may look into are seen: those of other users take root, and those of other process namespaces to be in the first one")
+	switch {
+	case os.Geteuid() != 0:
+		s.limits = append(s.limits, "who holds what is seen of this user's own processes only: the others take root")
+	case !s.complete:
+		s.limits = append(s.limits, "only the processes of this process namespace are seen: for all of the machine it takes the first one")
 	}
 	if err := s.lookAtNamespaces(); err != nil {
 		return nil, err
@@ -184,7 +187,9 @@ func mastersMatter() bool {
 		return true
 	}
 	var major, minor int
-	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return true
+	}
 	return major > 5 || major == 5 && minor >= 15
 }
 

@@ -64,7 +64,7 @@ func TestWhatIsForeseenIsWhatHappens(t *testing.T) {
 						if !errors.As(err, &happened) {
 							t.Fatal(err)
 						}
-						if foreseen.Err != happened.Err || foreseen.Hint != happened.Hint {
+						if !errors.Is(foreseen, happened.Err) || foreseen.Hint != happened.Hint {
 							t.Errorf("foreseen is %q, and what happens is %q", foreseen, happened)
 						}
 						if diff := cmp.Diff(foreseen.Rival, happened.Rival, cmpopts.IgnoreFields(xdp.Attachment{}, "Holders")); diff != "" {

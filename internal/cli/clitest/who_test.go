@@ -67,6 +67,13 @@ func TestWhoTellsOfHoldfastsHooksAndOfForeignOnes(t *testing.T) {
 			t.Errorf("asked by %q it is %+v", question, f)
 		}
 	}
+	for _, f := range []whoFinding{own, foreign} {
+		for _, a := range []inspect.Answer{f.Would.Own, f.Would.Share, f.Would.Replace, f.Would.Detach} {
+			if words := strings.Fields(a.Command); len(words) > 0 {
+				m.holdfast(append(words[1:], "--help")...).succeeds()
+			}
+		}
+	}
 	// What is foretold is so.
 	if r := m.holdfast("attach", "foreign0", kerneltest.ObjectFile(t, "pass")); r.code != 4 || !strings.Contains(r.err, "conflict") {
 		t.Errorf("to attach: %s", r)
