@@ -12,7 +12,6 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/internal/bpffs"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
-	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/internal/peer"
 	"github.com/holdfast-bpf/holdfast/internal/procfs"
 	"github.com/holdfast-bpf/holdfast/internal/rtnl"
@@ -93,56 +92,34 @@ func look() (*sight, error) {
 	return s, nil
 }
 
-// lookAtNamespaces looks into every network namespace that can be found. One that
-// only a process leads to that ends meanwhile is looked for anew: another may lead
-// to it.
+// lookAtNamespaces looks into every network namespace that can be found.
 func (s *sight) lookAtNamespaces() error {
-	const rounds = 8
-	inodes, ids, refused := map[uint64]bool{}, map[string]bool{}, map[uint64]error{}
-	for range rounds {
-		found, err := netns.All()
+	denied := 0
+	for ns, err := range xdp.Namespaces() {
+		switch {
+		case errors.Is(err, xdp.ErrPermission):
+			denied++
+			continue
+		case err != nil:
+			s.limits = append(s.limits, err.Error())
+			continue
+		}
+		n, err := lookInto(ns)
+		// It is open no longer than that: this may be the last that keeps it.
+		ns.Close()
 		if err != nil {
-			return fmt.Errorf("find network namespaces: %w", err)
+			return err
 		}
-		missed := false
-		for _, f := range found {
-			if inodes[f.Inode] {
-				continue
-			}
-			ns, err := s.lookInto(f, ids)
-			switch {
-			case errors.Is(err, xdp.ErrPermission):
-				refused[f.Inode] = err
-			case err != nil:
-				missed = true
-				continue
-			case ns != nil:
-				s.namespaces = append(s.namespaces, *ns)
-			}
-			inodes[f.Inode] = true
-		}
-		if !missed {
-			break
-		}
+		s.namespaces = append(s.namespaces, *n)
 	}
-	if n := len(refused); n > 0 {
-		s.limits = append(s.limits, fmt.Sprintf("%d network namespaces can't be entered, which takes CAP_SYS_ADMIN", n))
+	if denied > 0 {
+		s.limits = append(s.limits, fmt.Sprintf("%d network namespaces can't be entered, which takes CAP_SYS_ADMIN", denied))
 	}
 	return nil
 }
 
-// lookInto looks into one namespace, and returns nil for one that was seen already.
-// It is open no longer than that: it may be the last that keeps it.
-func (s *sight) lookInto(f netns.Found, seen map[string]bool) (*namespace, error) {
-	ns, err := xdp.OpenNamespace(f.Spec)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	if seen[ns.ID()] {
-		return nil, nil
-	}
-	n := &namespace{spec: f.Spec, id: ns.ID(), names: f.Names, native: map[int]bool{}}
+func lookInto(ns *xdp.Namespace) (n *namespace, err error) {
+	n = &namespace{spec: ns.Spec(), id: ns.ID(), names: ns.Names(), native: map[int]bool{}}
 	if n.interfaces, err = ns.Interfaces(); err != nil {
 		return nil, err
 	}
@@ -159,7 +136,6 @@ func (s *sight) lookInto(f netns.Found, seen map[string]bool) (*namespace, error
 			n.interfaces[k].Master = 0
 		}
 	}
-	seen[n.id] = true
 	return n, nil
 }
 

@@ -19,6 +19,8 @@ type Namespace struct {
 	ns   *netns.NS
 	conn *rtnl.Conn
 	id   string
+	// names are those that Namespaces found.
+	names []string
 	// unbound is for the links made here.
 	unbound unbound
 }
@@ -95,11 +97,16 @@ func Namespaces() iter.Seq2[*Namespace, error] {
 }
 
 func openFound(f netns.Found) (*Namespace, error) {
-	ns, err := f.Open()
+	opened, err := f.Open()
 	if err != nil {
 		return nil, namespaceError(f.Spec, err)
 	}
-	return newNamespace(ns, ns.FD())
+	ns, err := newNamespace(opened, opened.FD())
+	if err != nil {
+		return nil, err
+	}
+	ns.names = f.Names
+	return ns, nil
 }
 
 // NamespaceOf opens the network namespace that a descriptor is of, which stays the
@@ -157,6 +164,10 @@ func (ns *Namespace) File() (*os.File, error) {
 
 // Spec is what the namespace was opened by.
 func (ns *Namespace) Spec() string { return ns.ns.Spec() }
+
+// Names are all names of a namespace that [Namespaces] found. One without a name is
+// called by the lowest pid in it, or where nobody is in it by the path that keeps it.
+func (ns *Namespace) Names() []string { return ns.names }
 
 // ID names the namespace among all that the machine has had since it booted.
 // (Before Linux 5.14, which has no namespace cookies, among those it has now.)
