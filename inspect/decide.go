@@ -142,7 +142,7 @@ func (d *decider) fill(f *Finding) {
 		d.fillLink(f)
 	default:
 		f.How = []How{Unknown}
-		f.note("how it is held can't be told without CAP_NET_ADMIN")
+		f.note(cantTell)
 	}
 }
 

@@ -193,6 +193,16 @@ func TestAProgramThatIsAttachedNowhereIsToldOnce(t *testing.T) {
 	}
 }
 
+func TestNothingIsForetoldOfWhatCantBeTold(t *testing.T) {
+	s := &sight{namespaces: []namespace{space("", "c1", at("eth0", 2, native(42, xdp.HeldUnknown, 0)))}}
+	f := only(t, decide(s, nil))
+	for _, a := range []Answer{f.Would.Own, f.Would.Share, f.Would.Replace, f.Would.Detach} {
+		if a.OK || a.Why != cantTell || a.Command != "" {
+			t.Errorf("the answer is %+v", a)
+		}
+	}
+}
+
 func TestAnEmptyInterfaceIsToldWhereItIsNamed(t *testing.T) {
 	s := &sight{namespaces: []namespace{space("", "c1", xdp.State{Interface: xdp.Interface{Name: "eth0", Index: 2}})}}
 	if r := decide(s, nil); len(r.Findings) != 0 {

@@ -20,6 +20,8 @@ type Would struct {
 	Detach  Answer `json:"detach"`
 }
 
+const cantTell = "how it is held can't be told without CAP_NET_ADMIN"
+
 // Answer is what would come of a change.
 type Answer struct {
 	OK bool `json:"ok"`
@@ -55,6 +57,11 @@ func (f *Finding) SetOwn(own Own) {
 
 // foresee fills in what would happen. own is nil where Holdfast did not attach it.
 func (f *Finding) foresee(own *Own) {
+	if f.Held == xdp.HeldUnknown {
+		unknown := Answer{Why: cantTell}
+		f.Would = &Would{unknown, unknown, unknown, unknown}
+		return
+	}
 	f.Would = &Would{
 		Own: f.answer(xdp.ToOwn), Share: f.answer(xdp.ToShare),
 		Replace: f.answer(xdp.ToReplace), Detach: f.answer(xdp.ToDetach),
@@ -92,16 +99,23 @@ func (f *Finding) foresee(own *Own) {
 // foreseeOwned is for a hook that Holdfast owns: what others are refused it can do.
 func (f *Finding) foreseeOwned(own Own) {
 	w := f.Would
+	owner := []string{own.Owner}
+	if own.Owner == "" {
+		owner = []string{"the owners of its members"}
+	}
+	for _, a := range []*Answer{&w.Own, &w.Share, &w.Replace, &w.Detach} {
+		a.Ask = owner // the link is Holdfast's
+	}
 	member := "MEMBER"
 	if len(own.Members) == 1 {
 		member = own.Members[0]
 	}
 	switch {
 	case own.Locked:
-		w.Own.Why, w.Own.Ask = "the hook is locked", []string{own.Owner}
+		w.Own.Why = "the hook is locked"
 		w.Own.Command = f.command("unlock")
 	case own.Exclusive:
-		w.Own.Why, w.Own.Ask = fmt.Sprintf("%q has the hook to itself", member), []string{own.Owner}
+		w.Own.Why = fmt.Sprintf("%q has the hook to itself", member)
 		w.Own.Command = f.command("detach", member)
 	default:
 		w.Own = Answer{OK: true, Command: f.command("attach", "OBJ"), Note: "the program joins the chain"}

@@ -408,7 +408,11 @@ func (w whoFinding) by() string {
 		who = append(who, w.Chain.String())
 	}
 	if c, ok := w.owned(); w.Owner != nil && (!ok || c.alone() && !c.Locked) {
-		who = append(who, strings.TrimSpace(ownerText(*w.Owner)+" "+strconv.Quote(w.Name)))
+		owner := ownerText(*w.Owner)
+		if ok && len(c.Members) == 1 && c.Members[0].Lifetime == arbiter.Held {
+			owner += fmt.Sprintf("[%d]", c.Members[0].Owner.PID)
+		}
+		who = append(who, owner+" "+strconv.Quote(w.Name))
 	}
 	who = append(who, keeperNames(w.By, w.Entry)...)
 	for _, c := range w.Candidates {
