@@ -25,8 +25,9 @@ func (a *app) watchCommand() *cobra.Command {
 		Short: "Tell what happens to attachments, as the daemon sees it",
 		Long: `Tell what happens, a line each: who attached, replaced, detached or locked what,
 whose holder has ended, what was denied or in conflict, and what is not as Holdfast
-has left it. What somebody attaches, replaces or detaches by netlink behind everybody's
-back is told, too, in the daemon's own network namespace, with the old and the new.
+has left it. In the daemon's own network namespace it tells what others attach,
+replace or detach by netlink, too, with the old and the new.
+
 It needs the daemon, which remembers the last thousand events: --since tells those
 of the time before, too. Root sees all, others what is in their network namespace.
 
