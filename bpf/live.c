@@ -35,7 +35,32 @@ struct {
 	__u8 device_bound;
 	/* The type ids of the slots' functions, which it takes long to find. */
 	__u32 functions[SLOTS];
+	/* Which of the counters is that of the slot's member. */
+	__u8 counter[SLOTS];
 } live;
+
+/* What OTHER counts are numbers that are no action. */
+#define OTHER (XDP_REDIRECT + 1)
+#define SAMPLE 64
+
+/* Package chain/stats makes the map, which outlives dispatchers, and reads it. */
+struct counters {
+	__u64 verdicts[OTHER + 1];
+	__u64 timed, time;
+};
+
+struct seen {
+	__u64 packets;
+	__u64 unused[7];
+	struct counters members[SLOTS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct seen);
+} stats SEC(".maps");
 
 /* The verifier allows a member only what it has seen of the function that the
  * member replaces: it takes ctx, which may be null here, returns any number,
@@ -125,13 +150,22 @@ SLOT(63)
 /* A slot's bit in its half of the word. */
 #define BIT(n) (1U << (31 - (n) % 32))
 
-/* CALL calls the slot's member and returns where the chain ends with it. MASKED
- * is 0 where all members go on after XDP_PASS alone. */
-#define CALL(MASKED, n)								\
+/* PLAIN calls the slot's member and returns where the chain ends with it: all
+ * members go on after XDP_PASS alone. */
+#define PLAIN(n)						\
+	do {							\
+		word -= BIT(n);					\
+		ret = slot##n(ctx);				\
+		if (unlikely(ret != XDP_PASS) && ret != EMPTY)	\
+			return ret;				\
+	} while (0)
+
+/* MASKED does the same where some of them go on after something else. */
+#define MASKED(n)								\
 	do {									\
 		word -= BIT(n);							\
 		ret = slot##n(ctx);						\
-		if (MASKED && (__u32)masked >= BIT(n)) {			\
+		if ((__u32)masked >= BIT(n)) {					\
 			masked -= BIT(n);					\
 			if (ret != EMPTY && ((__u32)ret > XDP_REDIRECT ||	\
 					     !(live.proceed_on[n] >> ret & 1)))	\
@@ -141,17 +175,41 @@ SLOT(63)
 		}								\
 	} while (0)
 
+/* COUNTED does it for any chain, and counts. Every packet's clock has run out
+ * but that of a few, whose time is taken. */
+#define COUNTED(n)								\
+	do {									\
+		word -= BIT(n);							\
+		ret = slot##n(ctx);						\
+		if (ret != EMPTY) {						\
+			count = &seen->members[live.counter[n] % SLOTS];	\
+			verdict = ret;						\
+			if (verdict > XDP_REDIRECT)				\
+				verdict = OTHER;				\
+			count->verdicts[verdict]++;				\
+			if (unlikely(clock)) {					\
+				__u64 now = bpf_ktime_get_ns();			\
+										\
+				count->timed++;					\
+				count->time += now - clock;			\
+				clock = now;					\
+			}							\
+			if (!(live.proceed_on[n] >> verdict & 1))		\
+				return ret;					\
+		}								\
+	} while (0)
+
 /* PLACE calls one of the place's two slots, or does something else where it is
  * free. The bits of all slots before have been taken off the word, so what is
  * left of its lower half is below the bit of the last of them, and one
  * comparison, without a mask, tells whether a slot is enabled. */
-#define PLACE(MASKED, a, b, otherwise)			\
+#define PLACE(CALL, a, b, otherwise)			\
 	do {						\
 		OPAQUE(word);				\
 		if (likely((__u32)word >= BIT(a)))	\
-			CALL(MASKED, a);		\
+			CALL(a);			\
 		else if ((__u32)word >= BIT(b))		\
-			CALL(MASKED, b);		\
+			CALL(b);			\
 		else					\
 			otherwise;			\
 	} while (0)
@@ -170,49 +228,48 @@ SLOT(63)
 	} while (0)
 
 /* Members are met in the order of their places. */
-#define CHAIN(MASKED)						\
-	do {							\
-		PLACE(MASKED, 0, 1, SKIP(15, place8));		\
-		PLACE(MASKED, 2, 3, END);			\
-		PLACE(MASKED, 4, 5, END);			\
-		PLACE(MASKED, 6, 7, END);			\
-		PLACE(MASKED, 8, 9, END);			\
-		PLACE(MASKED, 10, 11, END);			\
-		PLACE(MASKED, 12, 13, END);			\
-		PLACE(MASKED, 14, 15, END);			\
-	place8:							\
-		PLACE(MASKED, 16, 17, SKIP(31, half));		\
-		PLACE(MASKED, 18, 19, END);			\
-		PLACE(MASKED, 20, 21, END);			\
-		PLACE(MASKED, 22, 23, END);			\
-		PLACE(MASKED, 24, 25, END);			\
-		PLACE(MASKED, 26, 27, END);			\
-		PLACE(MASKED, 28, 29, END);			\
-		PLACE(MASKED, 30, 31, END);			\
-	half:							\
-		END;						\
-		word >>= 32;					\
-		if (MASKED)					\
-			masked >>= 32;				\
-		PLACE(MASKED, 32, 33, SKIP(47, place24));	\
-		PLACE(MASKED, 34, 35, END);			\
-		PLACE(MASKED, 36, 37, END);			\
-		PLACE(MASKED, 38, 39, END);			\
-		PLACE(MASKED, 40, 41, END);			\
-		PLACE(MASKED, 42, 43, END);			\
-		PLACE(MASKED, 44, 45, END);			\
-		PLACE(MASKED, 46, 47, END);			\
-	place24:						\
-		PLACE(MASKED, 48, 49, END);			\
-		PLACE(MASKED, 50, 51, END);			\
-		PLACE(MASKED, 52, 53, END);			\
-		PLACE(MASKED, 54, 55, END);			\
-		PLACE(MASKED, 56, 57, END);			\
-		PLACE(MASKED, 58, 59, END);			\
-		PLACE(MASKED, 60, 61, END);			\
-		PLACE(MASKED, 62, 63, END);			\
-	end:							\
-		return XDP_PASS;				\
+#define CHAIN(CALL, HALF)				\
+	do {						\
+		PLACE(CALL, 0, 1, SKIP(15, place8));	\
+		PLACE(CALL, 2, 3, END);			\
+		PLACE(CALL, 4, 5, END);			\
+		PLACE(CALL, 6, 7, END);			\
+		PLACE(CALL, 8, 9, END);			\
+		PLACE(CALL, 10, 11, END);		\
+		PLACE(CALL, 12, 13, END);		\
+		PLACE(CALL, 14, 15, END);		\
+	place8:						\
+		PLACE(CALL, 16, 17, SKIP(31, half));	\
+		PLACE(CALL, 18, 19, END);		\
+		PLACE(CALL, 20, 21, END);		\
+		PLACE(CALL, 22, 23, END);		\
+		PLACE(CALL, 24, 25, END);		\
+		PLACE(CALL, 26, 27, END);		\
+		PLACE(CALL, 28, 29, END);		\
+		PLACE(CALL, 30, 31, END);		\
+	half:						\
+		END;					\
+		word >>= 32;				\
+		HALF;					\
+		PLACE(CALL, 32, 33, SKIP(47, place24));	\
+		PLACE(CALL, 34, 35, END);		\
+		PLACE(CALL, 36, 37, END);		\
+		PLACE(CALL, 38, 39, END);		\
+		PLACE(CALL, 40, 41, END);		\
+		PLACE(CALL, 42, 43, END);		\
+		PLACE(CALL, 44, 45, END);		\
+		PLACE(CALL, 46, 47, END);		\
+	place24:					\
+		PLACE(CALL, 48, 49, END);		\
+		PLACE(CALL, 50, 51, END);		\
+		PLACE(CALL, 52, 53, END);		\
+		PLACE(CALL, 54, 55, END);		\
+		PLACE(CALL, 56, 57, END);		\
+		PLACE(CALL, 58, 59, END);		\
+		PLACE(CALL, 60, 61, END);		\
+		PLACE(CALL, 62, 63, END);		\
+	end:						\
+		return XDP_PASS;			\
 	} while (0)
 
 /* The same chain where a member has a mask of its own. It is a function, so that
@@ -222,7 +279,7 @@ int with_masks(struct xdp_md *ctx, __u64 word, __u64 masked)
 {
 	int ret;
 
-	CHAIN(1);
+	CHAIN(MASKED, masked >>= 32);
 }
 
 SEC("xdp")
@@ -234,7 +291,29 @@ int holdfast_live(struct xdp_md *ctx)
 
 	if (unlikely(masked))
 		return with_masks(ctx, word, masked);
-	CHAIN(0);
+	CHAIN(PLAIN, );
+}
+
+/* The chain where somebody wants to know what each member does to packets. Its
+ * place in a map of its own is the member's as long as that is in the chain,
+ * whichever slot it is in. One packet of SAMPLE on a processor is timed, because
+ * two readings of the clock cost more than most members do. */
+SEC("xdp")
+int holdfast_live_s(struct xdp_md *ctx)
+{
+	__u64 word = *(volatile __u64 *)&live.enabled;
+	__u64 clock = 0;
+	struct counters *count;
+	struct seen *seen;
+	__u32 verdict, key = 0;
+	int ret;
+
+	seen = bpf_map_lookup_elem(&stats, &key);
+	if (!seen)
+		return XDP_ABORTED; /* never: an array has its elements */
+	if (unlikely(!(seen->packets++ % SAMPLE)))
+		clock = bpf_ktime_get_ns();
+	CHAIN(COUNTED, );
 }
 
 char _license[] SEC("license") = "GPL";

@@ -280,7 +280,7 @@ func readOnlyData(p kernel.ProgramInfo) ([]byte, error) {
 	if p.NumMaps != 1 {
 		return nil, fmt.Errorf("it has %d maps instead of one", p.NumMaps)
 	}
-	m, err := ebpf.NewMapFromID(ebpf.MapID(p.MapID))
+	m, err := ebpf.NewMapFromID(ebpf.MapID(p.MapIDs[0]))
 	if err != nil {
 		return nil, err
 	}

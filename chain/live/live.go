@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/stats"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -26,11 +27,13 @@ import (
 
 // What bpf/live.c calls itself.
 const (
-	programName = "holdfast_live"
-	section     = ".bss"
+	programName  = "holdfast_live"
+	countingName = "holdfast_live_s" // which counts
+	section      = ".bss"
+	statsMap     = "stats"
 	// magic and layout are what the state begins with.
 	magic  = 0x48464c56
-	layout = 1
+	layout = 2
 )
 
 // Empty is what a slot returns that no member is in. The chain goes on after it,
@@ -65,6 +68,7 @@ type state struct {
 	frags       bool
 	deviceBound bool
 	functions   [slotCount]uint32 // their type ids
+	counter     [slotCount]uint8
 }
 
 // Options say what kind of dispatcher is loaded. All its members have to fit.
@@ -75,6 +79,10 @@ type Options struct {
 	// Ifindex, if it is not 0, binds it to an interface of the calling
 	// thread's network namespace. Needs Linux 6.3.
 	Ifindex int
+	// Stats, if it is not nil, is a map of [stats.NewMap] that the dispatcher
+	// counts in. It stays the caller's to close. A dispatcher without one has
+	// not an instruction more for it.
+	Stats *ebpf.Map
 }
 
 // Dispatcher is a loaded dispatcher, attached or not. It can be used from
@@ -82,6 +90,7 @@ type Options struct {
 type Dispatcher struct {
 	program *ebpf.Program
 	id      uint32
+	statsID uint32 // of the map that it counts in, or 0
 	// memory is the map, as state.
 	memory []byte
 	state  *state
@@ -116,7 +125,14 @@ func load(o Options) (*Dispatcher, error) {
 	}
 	data := parsed.Maps[section].Copy()
 	data.Flags |= unix.BPF_F_MMAPABLE
-	program := parsed.Programs[programName].Copy()
+	name, given := programName, ebpf.CollectionOptions{}
+	specs := map[string]*ebpf.MapSpec{section: data}
+	if o.Stats != nil {
+		name = countingName
+		specs[statsMap] = parsed.Maps[statsMap]
+		given.MapReplacements = map[string]*ebpf.Map{statsMap: o.Stats}
+	}
+	program := parsed.Programs[name].Copy()
 	if o.Frags {
 		program.Flags |= unix.BPF_F_XDP_HAS_FRAGS
 	}
@@ -124,16 +140,16 @@ func load(o Options) (*Dispatcher, error) {
 		program.Flags |= unix.BPF_F_XDP_DEV_BOUND_ONLY
 		program.Ifindex = uint32(o.Ifindex)
 	}
-	loaded, err := ebpf.NewCollection(&ebpf.CollectionSpec{
+	loaded, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{
 		Types: parsed.Types, ByteOrder: parsed.ByteOrder,
-		Maps:     map[string]*ebpf.MapSpec{section: data},
-		Programs: map[string]*ebpf.ProgramSpec{programName: program},
-	})
+		Maps:     specs,
+		Programs: map[string]*ebpf.ProgramSpec{name: program},
+	}, given)
 	if err != nil {
 		return nil, err
 	}
 	defer loaded.Close()
-	d := &Dispatcher{program: loaded.DetachProgram(programName)}
+	d := &Dispatcher{program: loaded.DetachProgram(name)}
 	if err := d.begin(loaded.Maps[section], o); err != nil {
 		d.Close()
 		return nil, err
@@ -153,6 +169,11 @@ func (d *Dispatcher) begin(m *ebpf.Map, o Options) error {
 	}
 	if err := d.open(info, m); err != nil {
 		return err
+	}
+	if o.Stats != nil {
+		if d.statsID, err = kernel.MapID(kernel.FD(o.Stats.FD())); err != nil {
+			return err
+		}
 	}
 	s := d.state
 	for slot := range Slot(slotCount) {
@@ -273,13 +294,18 @@ func (d *Dispatcher) recognize(info kernel.ProgramInfo) *xdp.Error {
 	not := func(detail string) *xdp.Error {
 		return &xdp.Error{Err: ErrNotDispatcher, Detail: detail, Hint: "it can be detached or replaced as a whole"}
 	}
-	if ebpf.ProgramType(info.Type) != ebpf.XDP || info.Name != programName {
+	counts := info.Name == countingName
+	if ebpf.ProgramType(info.Type) != ebpf.XDP || info.Name != programName && !counts {
 		return not("has another name or type")
 	}
-	if info.NumMaps != 1 {
+	switch {
+	case counts && info.NumMaps != 2:
+		return not(fmt.Sprintf("has %d maps instead of two", info.NumMaps))
+	case !counts && info.NumMaps != 1:
 		return not(fmt.Sprintf("has %d maps instead of one", info.NumMaps))
 	}
-	m, err := ebpf.NewMapFromID(ebpf.MapID(info.MapID))
+	// The kernel tells maps in the order that the program first uses them in.
+	m, err := ebpf.NewMapFromID(ebpf.MapID(info.MapIDs[0]))
 	if err != nil {
 		return unexpected(err)
 	}
@@ -287,6 +313,7 @@ func (d *Dispatcher) recognize(info kernel.ProgramInfo) *xdp.Error {
 	if !isState(m) {
 		return not("has another map")
 	}
+	d.statsID = info.MapIDs[1]
 	if err := d.open(info, m); err != nil {
 		return unexpected(err)
 	}
@@ -324,6 +351,10 @@ func (d *Dispatcher) Frags() bool { return d.state.frags }
 
 // DeviceBound tells whether it was loaded for one interface only.
 func (d *Dispatcher) DeviceBound() bool { return d.state.deviceBound }
+
+// StatsID is the id of the map that the dispatcher counts in, 0 where it does not
+// count.
+func (d *Dispatcher) StatsID() uint32 { return d.statsID }
 
 // Extension is what a member is loaded for, see [object.LoadOptions]. It can be
 // attached to any slot of any dispatcher then, but for one that was loaded for a
@@ -420,6 +451,27 @@ func (d *Dispatcher) SetProceedOn(slot Slot, actions chain.Actions) error {
 		masked = masked.With(slot)
 	}
 	d.state.masked.Store(masked.word())
+	return nil
+}
+
+// SetCounter sets which place of the map of counters is that of the slot's member,
+// for a dispatcher that counts. The slot must not be enabled, and no packet may be
+// in it any more.
+//
+// Errors: ErrEnabled, xdp.ErrInvalid.
+func (d *Dispatcher) SetCounter(slot Slot, place int) error {
+	const op = "count for"
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	if err := d.unused(op, slot); err != nil {
+		return err
+	}
+	if place < 0 || place >= stats.Places {
+		e := d.error(op, slot)
+		e.Err, e.Detail, e.Hint = xdp.ErrInvalid, fmt.Sprintf("there are places 0 to %d", stats.Places-1), "choose another"
+		return e
+	}
+	d.state.counter[slot] = uint8(place)
 	return nil
 }
 

@@ -16,8 +16,10 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	liveProgHoldfastLive = "holdfast_live"
-	liveVarLive          = "live"
+	liveMapStats          = "stats"
+	liveProgHoldfastLive  = "holdfast_live"
+	liveProgHoldfastLiveS = "holdfast_live_s"
+	liveVarLive           = "live"
 )
 
 // loadLive returns the embedded CollectionSpec for live.
@@ -62,13 +64,15 @@ type liveSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type liveProgramSpecs struct {
-	HoldfastLive *ebpf.ProgramSpec `ebpf:"holdfast_live"`
+	HoldfastLive  *ebpf.ProgramSpec `ebpf:"holdfast_live"`
+	HoldfastLiveS *ebpf.ProgramSpec `ebpf:"holdfast_live_s"`
 }
 
 // liveMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type liveMapSpecs struct {
+	Stats *ebpf.MapSpec `ebpf:"stats"`
 }
 
 // liveVariableSpecs contains global variables before they are loaded into the kernel.
@@ -98,10 +102,13 @@ func (o *liveObjects) Close() error {
 //
 // It can be passed to loadLiveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type liveMaps struct {
+	Stats *ebpf.Map `ebpf:"stats"`
 }
 
 func (m *liveMaps) Close() error {
-	return _LiveClose()
+	return _LiveClose(
+		m.Stats,
+	)
 }
 
 // liveVariables contains all global variables after they have been loaded into the kernel.
@@ -115,12 +122,14 @@ type liveVariables struct {
 //
 // It can be passed to loadLiveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type livePrograms struct {
-	HoldfastLive *ebpf.Program `ebpf:"holdfast_live"`
+	HoldfastLive  *ebpf.Program `ebpf:"holdfast_live"`
+	HoldfastLiveS *ebpf.Program `ebpf:"holdfast_live_s"`
 }
 
 func (p *livePrograms) Close() error {
 	return _LiveClose(
 		p.HoldfastLive,
+		p.HoldfastLiveS,
 	)
 }
 

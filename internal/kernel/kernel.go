@@ -353,13 +353,17 @@ type ProgramInfo struct {
 	LoadTime uint64
 	UID      uint32
 	NumMaps  uint32
-	// MapID is one of its maps, 0 if there is none.
-	MapID uint32
+	// MapIDs are two of its maps, 0 where there are less.
+	MapIDs [2]uint32
 	// Ifindex is the device that an offloaded program is bound to.
 	Ifindex uint32
 	// BTFID is its type information, 0 if it has none, and Function the type
 	// id there of its main function.
 	BTFID, Function uint32
+	// RunTime, in nanoseconds, and RunCount grow while statistics are switched
+	// on, see [EnableRunStats], and only where the kernel itself runs the
+	// program: not with what an extension does that another program calls.
+	RunTime, RunCount uint64
 }
 
 // IsExtension tells whether the program is one of type BPF_PROG_TYPE_EXT.
@@ -375,9 +379,9 @@ func IsProgram(fd FD) bool {
 func ReadProgram(fd FD) (ProgramInfo, error) {
 	// struct bpf_func_info.
 	var function struct{ offset, typeID uint32 }
-	var mapID uint32
-	// struct bpf_prog_info up to nr_func_info. What asks for one map and one
-	// function is told how many there are.
+	var mapIDs [2]uint32
+	// struct bpf_prog_info up to run_cnt. What asks for two maps and one function
+	// is told how many there are.
 	raw := struct {
 		typ, id         uint32
 		tag             [8]byte
@@ -400,8 +404,14 @@ func ReadProgram(fd FD) (ProgramInfo, error) {
 		functions       unsafe.Pointer
 		numFunctions    uint32
 		numLines        uint32
+		lines, jitLines uint64
+		numJitLines     uint32
+		lineSizes       [2]uint32
+		numTags         uint32
+		tags            uint64
+		runTime, runs   uint64
 	}{
-		numMaps: 1, mapIDs: unsafe.Pointer(&mapID),
+		numMaps: uint32(len(mapIDs)), mapIDs: unsafe.Pointer(&mapIDs),
 		numFunctions: 1, functionSize: uint32(unsafe.Sizeof(function)), functions: unsafe.Pointer(&function),
 	}
 	if err := objInfo(int(fd), unsafe.Pointer(&raw), unsafe.Sizeof(raw)); err != nil {
@@ -410,8 +420,8 @@ func ReadProgram(fd FD) (ProgramInfo, error) {
 	return ProgramInfo{
 		Type: raw.typ, ID: raw.id, Tag: raw.tag,
 		Name:     unix.ByteSliceToString(raw.name[:]),
-		LoadTime: raw.loadTime, UID: raw.uid, NumMaps: raw.numMaps, MapID: mapID, Ifindex: raw.ifindex,
-		BTFID: raw.btfID, Function: function.typeID,
+		LoadTime: raw.loadTime, UID: raw.uid, NumMaps: raw.numMaps, MapIDs: mapIDs, Ifindex: raw.ifindex,
+		BTFID: raw.btfID, Function: function.typeID, RunTime: raw.runTime, RunCount: raw.runs,
 	}, nil
 }
 
@@ -470,6 +480,16 @@ func DeviceBound(progFD int) (bool, error) {
 		return true, nil
 	}
 	return false, err
+}
+
+// EnableRunStats switches on that the kernel counts how often each program runs,
+// and for how long, until the descriptor is closed, by the end of the process if
+// not before; several can be open. Every program on the machine takes two readings
+// of the clock longer meanwhile. It needs CAP_SYS_ADMIN. Since Linux 5.8.
+func EnableRunStats() (FD, error) {
+	attr := struct{ typ uint32 }{0} // BPF_STATS_RUN_TIME
+	fd, err := bpf(unix.BPF_ENABLE_STATS, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return FD(fd), err
 }
 
 // eNOTSUPP is the kernel's internal ENOTSUPP, which bpf(2) lets escape.
