@@ -144,7 +144,8 @@ SLOT(63)
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
-/* Keeps the compiler from making more of the comparisons than they are. */
+/* Keeps the compiler from making more of the comparisons than they are, or of one
+ * variable another. */
 #define OPAQUE(x) asm volatile("" : "+r"(x))
 
 /* A slot's bit in its half of the word. */
@@ -177,26 +178,27 @@ SLOT(63)
 
 /* COUNTED does it for any chain, and counts. Every packet's clock has run out
  * but that of a few, whose time is taken. */
-#define COUNTED(n)								\
-	do {									\
-		word -= BIT(n);							\
-		ret = slot##n(ctx);						\
-		if (ret != EMPTY) {						\
-			count = &seen->members[live.counter[n] % SLOTS];	\
-			verdict = ret;						\
-			if (verdict > XDP_REDIRECT)				\
-				verdict = OTHER;				\
-			count->verdicts[verdict]++;				\
-			if (unlikely(clock)) {					\
-				__u64 now = bpf_ktime_get_ns();			\
-										\
-				count->timed++;					\
-				count->time += now - clock;			\
-				clock = now;					\
-			}							\
-			if (!(live.proceed_on[n] >> verdict & 1))		\
-				return ret;					\
-		}								\
+#define COUNTED(n)									\
+	do {										\
+		word -= BIT(n);								\
+		ret = slot##n(ctx);							\
+		if (ret != EMPTY) {							\
+			count = &seen->members[live.counter[n] % SLOTS];		\
+			verdict = ret;							\
+			OPAQUE(verdict); /* or the verifier misses its bounds */	\
+			if (verdict > XDP_REDIRECT)					\
+				verdict = OTHER;					\
+			count->verdicts[verdict]++;					\
+			if (unlikely(clock)) {						\
+				__u64 now = bpf_ktime_get_ns();				\
+											\
+				count->timed++;						\
+				count->time += now - clock;				\
+				clock = now;						\
+			}								\
+			if (!(live.proceed_on[n] >> verdict & 1))			\
+				return ret;						\
+		}									\
 	} while (0)
 
 /* PLACE calls one of the place's two slots, or does something else where it is

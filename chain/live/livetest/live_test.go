@@ -565,7 +565,7 @@ func TestADispatcherOfAnotherLayoutIsLeftAlone(t *testing.T) {
 	}
 	const magic = 0x48464c56
 	_, err := live.Open(made(magic, 9, 1024, unix.BPF_F_MMAPABLE))
-	refused(t, err, live.ErrLayout, "layout 9", "knows 1")
+	refused(t, err, live.ErrLayout, "layout 9", "knows 2")
 	refused(t, err, xdp.ErrNotSupported)
 	_, err = live.Open(made(magic+1, 1, 1024, unix.BPF_F_MMAPABLE))
 	refused(t, err, live.ErrNotDispatcher, "something else")
