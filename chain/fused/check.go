@@ -96,16 +96,16 @@ const hintElsewhere = "leave it out, or choose the live engine, where each membe
 //
 // Where a limit depends on the kernel, Check tries what it does. It needs what
 // Load needs then.
-func Check(members []Member) error { return check(members, thisKernel) }
+func Check(members []Member) error { return check(members, nil, thisKernel) }
 
-func check(members []Member, kernel facts) error {
+func check(members []Member, counts *ebpf.Map, kernel facts) error {
 	if err := checkKinds(members); err != nil {
 		return err
 	}
-	if alone(members) || newPlan(members, inlined).check(kernel) == nil {
+	if p := newPlan(members, inlined, counts); p.alone() || p.check(kernel) == nil {
 		return nil
 	}
-	return newPlan(members, called).check(kernel)
+	return newPlan(members, called, counts).check(kernel)
 }
 
 // What one program can have.
@@ -245,16 +245,20 @@ func (p plan) check(kernel facts) error {
 		return c.member.Name, of(c)
 	}
 
-	if n := countMaps(all, kernel.mapID); n > maxMaps {
+	room, counting := maxMaps, ""
+	if p.counts != nil {
+		room, counting = room-1, " beside that which the chain counts in"
+	}
+	if n := countMaps(all, kernel.mapID); n > room {
 		name, its := most(func(c code) int { return len(c.maps) })
 		return &LimitError{
 			Limit: LimitMaps, Member: name, Hint: hintElsewhere,
-			Detail: fmt.Sprintf("all members use %d maps, it %d of them, and a program can use %d", n, its, maxMaps),
+			Detail: fmt.Sprintf("all members use %d maps, it %d of them, and a program can use %d%s", n, its, room, counting),
 		}
 	}
 	instructions, functions := 0, 1
 	for i, c := range all {
-		instructions += c.size + len(p.after(i)) + 2
+		instructions += c.size + len(p.counting(i, p.after(i))) + 2
 		functions += len(c.functions)
 		if p.inlined[i] {
 			functions--
@@ -296,7 +300,7 @@ func countMaps(all []code, id func(*ebpf.Map) uint32) int {
 	for _, c := range all {
 		total += len(c.maps)
 	}
-	if total <= maxMaps {
+	if total < maxMaps {
 		return total
 	}
 	total = 0

@@ -147,7 +147,7 @@ func TestEachLimitIsToldWithTheMemberThatIsTheCause(t *testing.T) {
 		"another license":                     {newKernel, []Member{small, changed(of("a"), func(p *ebpf.ProgramSpec) { p.License = "Proprietary" })}, LimitLicense, "a"},
 		"what is alone has no limits of ours": {newKernel, []Member{calling("deep", 512, 512)}, "", ""},
 	} {
-		err := check(c.members, c.kernel)
+		err := check(c.members, nil, c.kernel)
 		if c.limit == "" {
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
@@ -194,13 +194,13 @@ func TestSharedMapsCountOnce(t *testing.T) {
 		}
 		members = append(members, m)
 	}
-	if err := check(members, kernel); err != nil {
+	if err := check(members, nil, kernel); err != nil {
 		t.Error(err)
 	}
 	for m := range shared {
 		shared[m] = 0
 	}
-	wantLimit(t, "unknown maps", check(members, kernel), LimitMaps, "m0")
+	wantLimit(t, "unknown maps", check(members, nil, kernel), LimitMaps, "m0")
 }
 
 func TestTheFrameIsAsDeepAsTheCodeReaches(t *testing.T) {

@@ -32,13 +32,14 @@ func (e *RefusedError) Error() string {
 func (e *RefusedError) Unwrap() error { return e.Err }
 
 // explain finds out why the kernel did not load the chain.
-func explain(members []Member, spec *ebpf.ProgramSpec, err error) error {
-	if alone(members) {
+func explain(p plan, spec *ebpf.ProgramSpec, err error) error {
+	members := p.members
+	if p.alone() {
 		return explainAlone(members[0], err)
 	}
 	// Who may load nothing can't try what the kernel does either.
 	if !errors.Is(err, unix.EPERM) {
-		limit := Check(members)
+		limit := check(members, p.counts, thisKernel)
 		var e *LimitError
 		if errors.As(limit, &e) {
 			e.cause = err

@@ -19,6 +19,8 @@ type Member struct {
 	// close. It must be one for the XDP hook, prepared without
 	// [object.LoadOptions].Extend.
 	Program *object.Prepared
+	// Place is the member's in the map that the chain counts in, if it does.
+	Place int
 }
 
 // Load links the members, see [Link], and loads the program. If the kernel refuses
@@ -30,22 +32,32 @@ type Member struct {
 // Load (an [*object.Error]) where that does not load alone either, a
 // [*LimitError] where the members don't fit together, and a [*RefusedError]
 // where neither can be said.
-func Load(members []Member) (*ebpf.Program, error) {
+func Load(members []Member) (*ebpf.Program, error) { return load(members, nil) }
+
+// LoadCounting does the same for a chain that counts what each member returns in a
+// map of [stats.NewMap], which stays the caller's. The map is one of those that a
+// program can have, and the counting takes some of the stack.
+func LoadCounting(members []Member, counts *ebpf.Map) (*ebpf.Program, error) {
+	return load(members, counts)
+}
+
+func load(members []Member, counts *ebpf.Map) (*ebpf.Program, error) {
 	if err := checkKinds(members); err != nil {
 		return nil, err
 	}
 	// A log makes the verifier slow, and nobody reads that of a program which
 	// it accepts.
 	quiet := ebpf.ProgramOptions{LogDisabled: true}
-	if p := newPlan(members, inlined); p.inlines() && !alone(members) {
+	if p := newPlan(members, inlined, counts); p.inlines() && !p.alone() {
 		if program, err := ebpf.NewProgramWithOptions(p.link(), quiet); err == nil {
 			return program, nil
 		}
 	}
-	spec := newPlan(members, called).link()
+	p := newPlan(members, called, counts)
+	spec := p.link()
 	program, err := ebpf.NewProgramWithOptions(spec, quiet)
 	if err != nil {
-		return nil, explain(members, spec, err)
+		return nil, explain(p, spec, err)
 	}
 	return program, nil
 }

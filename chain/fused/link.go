@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/stats"
 )
 
 // mainName is what the generated program is called, and its main function.
@@ -28,14 +29,14 @@ func Link(members []Member) (*ebpf.ProgramSpec, error) {
 	if err := checkKinds(members); err != nil {
 		return nil, err
 	}
-	return newPlan(members, inlined).link(), nil
+	return newPlan(members, inlined, nil).link(), nil
 }
 
 // link makes the program.
 func (p plan) link() *ebpf.ProgramSpec {
 	members := p.members
 	first := members[0].Program.Spec
-	if alone(members) {
+	if p.alone() {
 		spec := first.Copy()
 		spec.AttachType = ebpf.AttachXDP
 		bind(spec.Instructions, members[0].Program.Maps)
@@ -61,9 +62,9 @@ func (p plan) link() *ebpf.ProgramSpec {
 }
 
 // alone tells whether the only member does all that its chain would: that
-// returns XDP_PASS where it goes on past its end.
-func alone(members []Member) bool {
-	return len(members) == 1 && actions(members[0].ProceedOn).Without(chain.Pass) == 0
+// returns XDP_PASS where it goes on past its end, and counts if it is to.
+func (p plan) alone() bool {
+	return p.counts == nil && len(p.members) == 1 && actions(p.members[0].ProceedOn).Without(chain.Pass) == 0
 }
 
 // actions are the set without what is no action.
@@ -95,9 +96,9 @@ func nextLabel(i int) string   { return fmt.Sprintf("after member %d", i) }
 // mainFunction runs the members. The kernel may leave any number in the upper
 // half of what they return, so only the lower is looked at.
 func (p plan) mainFunction() asm.Instructions {
-	code := asm.Instructions{p.keep.save()}
+	code := append(asm.Instructions{p.keep.save()}, p.beginCounting()...)
 	for i, m := range p.members {
-		after := p.after(i)
+		after := p.counting(i, p.after(i))
 		run := asm.Instructions{asm.Call.Label(entry(i, m))}
 		if p.inlined[i] {
 			label := endLabel
@@ -121,6 +122,84 @@ func (p plan) mainFunction() asm.Instructions {
 		Type:    &btf.FuncProto{Params: []btf.FuncParam{contextParam}, Return: describe(entries(p.members))},
 	}).WithSource(asm.Comment(fmt.Sprintf("a chain of %d members", len(p.members))))
 	return code
+}
+
+// Symbols of what counts.
+const untimedLabel = "not timed"
+
+func boundedLabel(i int) string { return fmt.Sprintf("verdict of member %d", i) }
+func countedLabel(i int) string { return fmt.Sprintf("counted member %d", i) }
+
+// beginCounting counts the packet, and looks at the clock for one of some. Nothing
+// of it where the chain does not count.
+func (p plan) beginCounting() asm.Instructions {
+	if p.counts == nil {
+		return nil
+	}
+	return asm.Instructions{
+		asm.Mov.Imm(asm.R2, 0),
+		asm.StoreMem(asm.RFP, p.clockSlot(), asm.R2, asm.DWord), // it is the key as well
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, int32(p.clockSlot())),
+		asm.LoadMapPtr(asm.R1, p.counts.FD()),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, endLabel), // never: an array has its elements
+		asm.StoreMem(asm.RFP, p.countsSlot(), asm.R0, asm.DWord),
+		asm.LoadMem(asm.R1, asm.R0, stats.Packets, asm.DWord),
+		asm.Mov.Reg(asm.R2, asm.R1),
+		asm.Add.Imm(asm.R2, 1),
+		asm.StoreMem(asm.R0, stats.Packets, asm.R2, asm.DWord),
+		asm.And.Imm(asm.R1, stats.Sample-1),
+		asm.JNE.Imm(asm.R1, 0, untimedLabel),
+		asm.FnKtimeGetNs.Call(),
+		asm.StoreMem(asm.RFP, p.clockSlot(), asm.R0, asm.DWord),
+		p.keep.restore().WithSymbol(untimedLabel),
+	}
+}
+
+// counting counts what a member returned, which is in R0 and stays there, before
+// what comes after it.
+func (p plan) counting(i int, after asm.Instructions) asm.Instructions {
+	if p.counts == nil {
+		return after
+	}
+	counted := endLabel
+	if len(after) > 0 {
+		counted = countedLabel(i)
+		after[0] = after[0].WithSymbol(counted)
+	}
+	at := int16(stats.Begin + p.members[i].Place*stats.Size)
+	code := asm.Instructions{
+		asm.LoadMem(asm.R1, asm.RFP, p.countsSlot(), asm.DWord),
+		asm.Mov.Reg32(asm.R2, asm.R0),
+		asm.JLE.Imm(asm.R2, int32(chain.Redirect), boundedLabel(i)),
+		asm.Mov.Imm(asm.R2, int32(stats.Other)),
+		asm.LSh.Imm(asm.R2, 3).WithSymbol(boundedLabel(i)),
+		asm.Add.Reg(asm.R1, asm.R2),
+	}
+	code = append(code, add(asm.R1, at, asm.Mov.Imm(asm.R3, 1))...)
+	code = append(code,
+		asm.LoadMem(asm.R1, asm.RFP, p.clockSlot(), asm.DWord),
+		asm.JEq.Imm(asm.R1, 0, counted),
+		asm.StoreMem(asm.RFP, p.verdictSlot(), asm.R0, asm.DWord),
+		asm.FnKtimeGetNs.Call(),
+		asm.LoadMem(asm.R4, asm.RFP, p.clockSlot(), asm.DWord),
+		asm.StoreMem(asm.RFP, p.clockSlot(), asm.R0, asm.DWord),
+		asm.LoadMem(asm.R1, asm.RFP, p.countsSlot(), asm.DWord),
+	)
+	code = append(code, add(asm.R1, at+stats.Timed, asm.Mov.Imm(asm.R3, 1))...)
+	code = append(code, add(asm.R1, at+stats.Time, asm.Mov.Reg(asm.R3, asm.R0), asm.Sub.Reg(asm.R3, asm.R4))...)
+	code = append(code, asm.LoadMem(asm.R0, asm.RFP, p.verdictSlot(), asm.DWord))
+	return append(code, after...)
+}
+
+// add adds what these instructions put into R3 to a counter.
+func add(base asm.Register, at int16, amount ...asm.Instruction) asm.Instructions {
+	return append(amount,
+		asm.LoadMem(asm.R2, base, at, asm.DWord),
+		asm.Add.Reg(asm.R2, asm.R3),
+		asm.StoreMem(base, at, asm.R2, asm.DWord),
+	)
 }
 
 // entries are what is told of the members.

@@ -89,7 +89,7 @@ func TestGoingOnAfterPassOnlyTakesOneComparison(t *testing.T) {
 	for f, each := range map[form]int{inlined: 2, called: 1} {
 		// The context is kept and, but for the first, given; each runs, and
 		// what each but the last returned is compared; then the end.
-		main := newPlan(members, f).mainFunction()
+		main := newPlan(members, f, nil).mainFunction()
 		if got := len(main); got != 1+9+10*each+9+1 {
 			t.Errorf("the main function has %d instructions:\n%v", got, main)
 		}
@@ -150,7 +150,7 @@ func TestNamesOfMembersAreKeptApart(t *testing.T) {
 		"m2_size_of global", "m2_thrice static", "m2_twice static",
 	}
 	for f, want := range map[form][]string{inlined: others, called: append(entries, others...)} {
-		spec := newPlan(members, f).link()
+		spec := newPlan(members, f, nil).link()
 		symbols, err := spec.Instructions.SymbolOffsets()
 		if err != nil {
 			t.Fatal(err)
@@ -205,10 +205,10 @@ func TestWhatIsNotForOneFunctionIsCalled(t *testing.T) {
 		"one with all of the stack": {[]Member{wide, of("a")}, []bool{false, true}},
 		"a jump would lead too far": {[]Member{long, long, of("a")}, []bool{true, false, true}},
 	} {
-		if p := newPlan(c.members, inlined); !slices.Equal(p.inlined, c.want) {
+		if p := newPlan(c.members, inlined, nil); !slices.Equal(p.inlined, c.want) {
 			t.Errorf("%s: inlined are %v, want %v", name, p.inlined, c.want)
 		}
-		if newPlan(c.members, called).inlines() {
+		if newPlan(c.members, called, nil).inlines() {
 			t.Errorf("%s: what is to be called is not", name)
 		}
 	}
@@ -232,7 +232,7 @@ func TestTheContextIsKeptWhereNoMemberWrites(t *testing.T) {
 		"all are":               {[]Member{uses(asm.R6, asm.R8), uses(asm.R7, asm.R9)}, keeper{slot: -32}},
 		"by one that is called": {[]Member{uses(), of("x", asm.Mov.Imm(asm.R6, 0), asm.FnTailCall.Call())}, keeper{register: asm.R6}},
 	} {
-		if got := newPlan(c.members, inlined).keep; got != c.want {
+		if got := newPlan(c.members, inlined, nil).keep; got != c.want {
 			t.Errorf("%s: it is kept in %+v, want %+v", name, got, c.want)
 		}
 	}
@@ -242,7 +242,7 @@ func TestWhatTheVerifierHasToKnowIsMadeForProgramsThatDoNotTell(t *testing.T) {
 	callee := asm.Instructions{asm.Mov.Imm(asm.R0, 2).WithSymbol("odd.name"), asm.Return()}
 	m := of("calls", asm.Call.Label("odd.name"))
 	m.Program.Spec.Instructions = append(m.Program.Spec.Instructions, callee...)
-	got := functionsOf(newPlan([]Member{m, of("other")}, called).link())
+	got := functionsOf(newPlan([]Member{m, of("other")}, called, nil).link())
 	if want := []string{"holdfast_chain global", "m0_calls global", "m0_odd_name static", "m1_other global"}; !slices.Equal(got, want) {
 		t.Errorf("functions %q, want %q", got, want)
 	}

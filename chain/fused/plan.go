@@ -1,6 +1,7 @@
 package fused
 
 import (
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 )
 
@@ -23,19 +24,37 @@ type plan struct {
 	inlined []bool // by member
 	keep    keeper
 	frame   int // how much of the stack the main function uses
+	// counts is the map that the chain counts in, nil where it does not. Where it
+	// does the last words of the frame are for that.
+	counts *ebpf.Map
 }
+
+const word = 8
+
+// The slots of the frame for counting: where the processor's counters are, when
+// the last member ended or 0, and what the member returned meanwhile.
+func (p plan) countsSlot() int16  { return int16(-p.frame) }
+func (p plan) clockSlot() int16   { return int16(-p.frame + word) }
+func (p plan) verdictSlot() int16 { return int16(-p.frame + 2*word) }
+
+// countingFrame is how much those take.
+const countingFrame = 3 * word
 
 // A jump leads over at most so many instructions, either way.
 const maxJump = 1<<15 - 1
 
-func newPlan(members []Member, f form) plan {
-	p := plan{members: members, codes: make([]code, len(members)), inlined: make([]bool, len(members))}
-	size := 16 * len(members) // of what is put around the members, at most
+func newPlan(members []Member, f form, counts *ebpf.Map) plan {
+	p := plan{members: members, codes: make([]code, len(members)), inlined: make([]bool, len(members)), counts: counts}
+	around, room := 16, 2*word // what is put around a member, at most, and what it must leave of the stack
+	if counts != nil {
+		around, room = around+32, room+countingFrame
+	}
+	size := around * len(members)
 	used := map[asm.Register]bool{}
 	for i, m := range members {
 		c := analyze(m)
 		p.codes[i] = c
-		if f != inlined || !c.canInline() || size+c.entry.size > maxJump {
+		if f != inlined || !c.canInline(room) || size+c.entry.size > maxJump {
 			continue
 		}
 		p.inlined[i] = true
@@ -45,15 +64,18 @@ func newPlan(members []Member, f form) plan {
 			used[r] = true
 		}
 	}
-	for r := asm.R6; r <= asm.R9; r++ {
+	for r := asm.R6; r <= asm.R9 && p.keep.register == 0; r++ {
 		if !used[r] {
-			p.keep = keeper{register: r}
-			return p
+			p.keep.register = r
 		}
 	}
-	const word = 8
-	p.frame = (p.frame+word-1)/word*word + word
-	p.keep = keeper{slot: int16(-p.frame)}
+	if p.keep.register == 0 {
+		p.frame = roundUp(p.frame, word) + word
+		p.keep.slot = int16(-p.frame)
+	}
+	if counts != nil {
+		p.frame = roundUp(p.frame, word) + countingFrame
+	}
 	return p
 }
 
@@ -70,8 +92,7 @@ func (p plan) inlines() bool {
 // canInline tells whether the entry can be part of another function: if it
 // does not go elsewhere by a tail call, is not called by its own functions, and
 // leaves room on the stack.
-func (c code) canInline() bool {
-	const room = 16
+func (c code) canInline(room int) bool {
 	return !c.tailCalls() && !c.call(c.entry.name) && c.entry.stack <= maxStack-room
 }
 

@@ -40,7 +40,7 @@ const (
 	Begin   = 64
 	Size    = 64
 	Other   = int(chain.Redirect) + 1
-	Timed   = 8 * (Other + 1)
+	Timed   = 8 * (int16(Other) + 1)
 	Time    = Timed + 8
 )
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/fused"
+	"github.com/holdfast-bpf/holdfast/chain/stats"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/object"
@@ -149,6 +150,22 @@ func load(t testing.TB, members ...fused.Member) *ebpf.Program {
 	}
 	t.Cleanup(func() { p.Close() })
 	return p
+}
+
+// loadCounting loads a chain that counts in a map of its own.
+func loadCounting(t testing.TB, members ...fused.Member) (*ebpf.Program, *ebpf.Map) {
+	t.Helper()
+	m, err := stats.NewMap()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	p, err := fused.LoadCounting(members, m)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p, m
 }
 
 // run gives the program one packet and returns its action.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/fused"
+	"github.com/holdfast-bpf/holdfast/chain/stats"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/object"
 )
@@ -52,7 +53,7 @@ func TestRandomChainsDoWhatChainsMean(t *testing.T) {
 		verdicts[i] = [2]fused.Member{m, detour(t, m)}
 	}
 	lengths, proceeded, odd := map[int]int{}, 0, 0
-	for range chains {
+	for c := range chains {
 		n := 1 + random.IntN(len(verdicts))
 		masks := make([]chain.Actions, n)
 		members := make([]fused.Member, n)
@@ -63,8 +64,17 @@ func TestRandomChainsDoWhatChainsMean(t *testing.T) {
 			}
 			members[i] = verdicts[i][random.IntN(2)]
 			members[i].ProceedOn = masks[i]
+			members[i].Place = 5 + 7*i // of any
 		}
-		p := load(t, members...)
+		// Every other chain counts.
+		var p *ebpf.Program
+		var counts *ebpf.Map
+		var counted stats.All
+		if c%2 == 0 {
+			p = load(t, members...)
+		} else {
+			p, counts = loadCounting(t, members...)
+		}
 		for range runs {
 			var s script
 			for i := range masks {
@@ -87,6 +97,10 @@ func TestRandomChainsDoWhatChainsMean(t *testing.T) {
 				t.Fatalf("members with the masks %q that return %d: the chain returned %d and met %d, want %d and %d",
 					masks, s.Returns[:n], got, order, want, met)
 			}
+			counted.Packets++
+			for _, m := range met {
+				countOne(&counted.Members[members[m].Place].Verdicts, s.Returns[m])
+			}
 			lengths[len(met)]++
 			if want > redirect {
 				odd++
@@ -96,11 +110,39 @@ func TestRandomChainsDoWhatChainsMean(t *testing.T) {
 			}
 		}
 		p.Close()
+		if counts == nil {
+			continue
+		}
+		got, err := stats.Read(counts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		counts.Close()
+		for i := range got.Members {
+			m := &got.Members[i]
+			if (m.Timed == 0) != (m.Time == 0) || m.Timed > m.Verdicts.Sum() {
+				t.Fatalf("of %d runs %d were timed, and took %s", m.Verdicts.Sum(), m.Timed, m.Time)
+			}
+			m.Timed, m.Time = 0, 0
+		}
+		if got != counted {
+			t.Fatalf("counted %+v, want %+v", got, counted)
+		}
 	}
 	// What is random has to have been of every kind.
 	if len(lengths) < 7 || proceeded < 100 || odd < 100 {
 		t.Errorf("packets met so many members %v; %d met all, %d ended with no action", lengths, proceeded, odd)
 	}
+}
+
+func countOne(v *stats.Verdicts, returned uint32) {
+	for i, n := range []*uint64{&v.Aborted, &v.Drop, &v.Pass, &v.TX, &v.Redirect} {
+		if returned == uint32(i) {
+			*n++
+			return
+		}
+	}
+	v.Other++
 }
 
 func scriptMap(t *testing.T) *ebpf.Map {
