@@ -50,6 +50,9 @@ type Transaction struct {
 	Changes []arbiter.Change
 	// Engine is how the chain shall run, see [arbiter.Transaction].
 	Engine arbiter.Engine
+	// Stats is whether the chain shall count what its members return, nil where
+	// that is to stay as it is.
+	Stats *bool
 	// Foreign takes out what another living process holds, too.
 	Foreign bool
 	// DryRun changes nothing.

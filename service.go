@@ -47,7 +47,7 @@ func (e *service) Apply(ctx context.Context, t Transaction) (*Applied, error) {
 	var result *Applied
 	err := at(t.Hook, func(h *xdp.Hook) error {
 		applied, err := e.arbiter.Apply(ctx, arbiter.Transaction{
-			Hook: h, Expect: t.Expect, Changes: t.Changes, Engine: t.Engine, Foreign: t.Foreign, DryRun: t.DryRun,
+			Hook: h, Expect: t.Expect, Changes: t.Changes, Engine: t.Engine, Stats: t.Stats, Foreign: t.Foreign, DryRun: t.DryRun,
 		})
 		if err != nil {
 			return err

@@ -42,6 +42,9 @@ type Transaction struct {
 	// Engine is how the chain shall run. Empty means: as it does, a member
 	// alone as itself, and several live where the kernel can, and else fused.
 	Engine Engine
+	// Stats is whether the chain shall count what its members return, nil where
+	// that is to stay as it is. What is counted is in [MemberStatus].
+	Stats *bool
 	// Foreign takes out what another living process holds, too.
 	Foreign bool
 	// DryRun changes nothing.
@@ -248,7 +251,7 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 		return p, nil
 	case !attaches && now.lost != nil:
 		return nil, drifted(opApply, t.Hook, now.lost, "attach anew")
-	case !attaches && len(t.Changes) > 0:
+	case !attaches && (len(t.Changes) > 0 || t.Stats != nil):
 		return nil, nothingAttached(opApply, t.Hook, nil)
 	}
 	if p.found != nil && s.repeats(p.found.header.Done) {
@@ -274,7 +277,7 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 	for i, c := range t.Changes {
 		changes[i] = c.Change
 	}
-	result, err := p.before.Apply(owned.Transaction{Expect: t.Expect, Changes: changes, MaxMembers: MaxMembers})
+	result, err := p.before.Apply(owned.Transaction{Expect: t.Expect, Changes: changes, Stats: t.Stats, MaxMembers: MaxMembers})
 	if err != nil {
 		return nil, p.withOwner(err, t.Hook)
 	}

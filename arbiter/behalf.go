@@ -148,6 +148,27 @@ func (a *Arbiter) permitAll(t *Transaction, now hookState, s *sources) error {
 		// What goes beyond all numbers was refused, or has no bound.
 		brought.MapMemory += i.Cost.MapMemory
 	}
+	if t.Stats == nil {
+		return nil
+	}
+	return a.permitStats(t, r)
+}
+
+// permitStats asks whether all members may be set that are in the chain: each costs
+// packets more where the chain counts.
+func (a *Arbiter) permitStats(t *Transaction, r *chainRecord) error {
+	if r == nil {
+		return nil // there are only those that it brings
+	}
+	for _, m := range r.current.Members {
+		i := Intent{Verb: VerbSet, Hook: t.Hook, Interface: t.Hook.Name(), Member: m.Name}
+		if err := i.about(r); err != nil {
+			return err
+		}
+		if err := a.permit(i); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

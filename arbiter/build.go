@@ -32,6 +32,8 @@ type build struct {
 	// slots are those that have to be filled before enabled is the word.
 	slots   []slotted
 	enabled live.Slots
+	// counts is the map that the chain counts in, nil where it does not.
+	counts  *ebpf.Map
 	closers []interface{ Close() error }
 }
 
@@ -66,21 +68,24 @@ func (a *Arbiter) build(h *xdp.Hook, p *plan, s *sources) (*build, error) {
 	case "":
 		return &build{next: arrange(p.after, nil)}, nil
 	case Single:
+		if p.after.Stats {
+			return nil, refuseCounting()
+		}
 		return a.buildSingle(p, members)
 	case Live:
 		return a.buildLive(p, s, members)
 	case Fused:
-		return a.buildFused(p, members)
+		return a.buildFused(p, s, members)
 	default: // any: several, and nobody said how
 		b, err := a.buildLive(p, s, members)
 		if !errors.Is(err, xdp.ErrNotSupported) && !errors.Is(err, object.ErrExtension) {
 			return b, err
 		}
-		if len(p.after.Members) == 1 && finalAlone(p.after.Members[0]) {
+		if p.mayBeSingle() {
 			return a.buildSingle(p, members)
 		}
 		a.log("members are fused into one program, because the kernel can't replace functions", "why", err)
-		return a.buildFused(p, members)
+		return a.buildFused(p, s, members)
 	}
 }
 
@@ -98,13 +103,13 @@ func (p *plan) chooseEngine(leased bool) Engine {
 		return Single
 	case p.engine != "":
 		return p.engine
-	case p.after.Exclusive && current.Engine != Live && finalAlone(p.after.Members[0]):
+	case p.after.Exclusive && current.Engine != Live && p.mayBeSingle():
 		return Single
 	case current.Engine == Live, current.Engine == Fused:
 		// A chain that has come down to one member may grow again, and to
 		// change its engine would be another chance to fail.
 		return current.Engine
-	case len(p.after.Members) == 1 && finalAlone(p.after.Members[0]) && (!leased || current.Engine == Single):
+	case p.mayBeSingle() && (!leased || current.Engine == Single):
 		return Single
 	}
 	return anyEngine
@@ -120,6 +125,11 @@ func (p *plan) leased(fresh bool, s *sources) bool {
 		is := p.found.current.find(m.ID)
 		return is != nil && is.Token != 0
 	})
+}
+
+// mayBeSingle tells whether the chain is a member that can run as itself.
+func (p *plan) mayBeSingle() bool {
+	return len(p.after.Members) == 1 && finalAlone(p.after.Members[0]) && !p.after.Stats
 }
 
 // finalAlone tells whether the member does by itself what it does as the only one
@@ -164,9 +174,17 @@ func (b *build) setRoot(p *ebpf.Program) error {
 }
 
 // buildFused makes the members one program.
-func (a *Arbiter) buildFused(p *plan, members []*source) (*build, error) {
+func (a *Arbiter) buildFused(p *plan, s *sources, members []*source) (_ *build, err error) {
 	b := &build{next: arrange(p.after, members)}
 	b.next.Engine = Fused
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
+	if err := b.count(p, s); err != nil {
+		return nil, err
+	}
 	if current := p.current(); current.Engine == Fused && sameProgram(current, b.next) {
 		b.next.ProgramID = current.ProgramID
 		return b, nil
@@ -179,7 +197,11 @@ func (a *Arbiter) buildFused(p *plan, members []*source) (*build, error) {
 		}
 		parts = append(parts, part)
 	}
-	program, err := fused.Load(parts)
+	load := fused.Load
+	if b.counts != nil {
+		load = func(m []fused.Member) (*ebpf.Program, error) { return fused.LoadCounting(m, b.counts) }
+	}
+	program, err := load(parts)
 	if err != nil {
 		return nil, err
 	}
@@ -190,11 +212,11 @@ func (a *Arbiter) buildFused(p *plan, members []*source) (*build, error) {
 // sameProgram tells whether two arrangements are one and the same fused program:
 // a priority that moves nothing is a number in the record.
 func sameProgram(a, b arrangement) bool {
-	if len(a.Members) != len(b.Members) {
+	if len(a.Members) != len(b.Members) || a.Stats != b.Stats {
 		return false
 	}
 	for i, m := range a.Members {
-		if n := b.Members[i]; m.ID != n.ID || m.ProceedOn != n.ProceedOn {
+		if n := b.Members[i]; m.ID != n.ID || m.ProceedOn != n.ProceedOn || m.Counter != n.Counter {
 			return false
 		}
 	}
@@ -211,8 +233,11 @@ func (a *Arbiter) buildLive(p *plan, s *sources, members []*source) (_ *build, e
 			b.close()
 		}
 	}()
+	if err := b.count(p, s); err != nil {
+		return nil, err
+	}
 	current := p.current()
-	wanted := live.Options{Frags: true}
+	wanted := live.Options{Frags: true, Stats: b.counts}
 	for i, m := range members {
 		wanted.Frags = wanted.Frags && m.frags
 		if i > 0 && m.options.Ifindex != wanted.Ifindex {
@@ -232,7 +257,7 @@ func (a *Arbiter) buildLive(p *plan, s *sources, members []*source) (_ *build, e
 		}
 		b.closeLater(running)
 		b.next.Left = current.stillLeft()
-		if running.Frags() == wanted.Frags && running.DeviceBound() == (wanted.Ifindex != 0) {
+		if running.Frags() == wanted.Frags && running.DeviceBound() == (wanted.Ifindex != 0) && running.StatsID() == b.next.Stats {
 			if layout, err = live.Layout(seats(current, b.next), taken(running, current)|s.refused|left(b.next.Left)); err != nil {
 				return nil, err
 			}

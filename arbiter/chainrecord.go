@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/live"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/chain/stats"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/procfs"
 	"github.com/holdfast-bpf/holdfast/xdp"
@@ -61,6 +62,8 @@ type arrangement struct {
 	Engine     Engine `json:"engine,omitempty"`
 	// ProgramID is what the hook's link runs, 0 where there is no link.
 	ProgramID uint32 `json:"program_id,omitempty"`
+	// Stats is the id of the map that the chain counts in, 0 where it does not.
+	Stats uint32 `json:"stats,omitempty"`
 	// Members are in the order that they run in.
 	Members []placed `json:"members,omitempty"`
 	// Left are slots of a live chain that members have left, and whose links were
@@ -98,6 +101,8 @@ type placed struct {
 	// Slot and LinkID are of the live engine.
 	Slot   live.Slot `json:"slot,omitempty"`
 	LinkID uint32    `json:"link_id,omitempty"`
+	// Counter is the member's place in the map that the chain counts in.
+	Counter int `json:"counter,omitempty"`
 }
 
 // actions is a set of actions as a number, which is short.
@@ -114,6 +119,15 @@ type memberRecord struct {
 	// Variables are the assignments that were made before.
 	Variables []string `json:"variables,omitempty"`
 	Cost
+	// CountedFrom is what its counter had when the member came, nil where the chain
+	// did not count then.
+	CountedFrom *countedFrom `json:"counted_from,omitempty"`
+}
+
+// countedFrom is what a place of a map had: another member had it before.
+type countedFrom struct {
+	Map      uint32         `json:"map"`
+	Counters stats.Counters `json:"counters"`
 }
 
 // chainHeader is the element that is read first.
@@ -543,6 +557,7 @@ func (a *arrangement) model(without map[uint32]bool) owned.Chain {
 			Generation: p.Generation, ID: p.ID,
 		})
 	}
+	c.Stats = a.Stats != 0 && len(c.Members) > 0
 	return c
 }
 

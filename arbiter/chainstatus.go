@@ -5,6 +5,7 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/owned"
+	"github.com/holdfast-bpf/holdfast/chain/stats"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -16,6 +17,10 @@ type ChainStatus struct {
 	// that nothing may be attached there.
 	Exclusive bool `json:"exclusive,omitempty"`
 	Locked    bool `json:"locked,omitempty"`
+	// Stats tells that the chain counts what its members return, and Packets how
+	// many have come to it since it does.
+	Stats   bool   `json:"stats,omitempty"`
+	Packets uint64 `json:"packets,omitempty"`
 	// Members are in the order that they run in.
 	Members []MemberStatus `json:"members"`
 }
@@ -47,6 +52,10 @@ type MemberStatus struct {
 	Digest    string    `json:"digest"`
 	Owner     Owner     `json:"owner"`
 	Since     time.Time `json:"since"`
+	// Counters are what has been counted of this version of the member, since it
+	// came or the chain counts, whichever was later; nil where it does not. What
+	// changes in the chain beside it, or moves it, does not change them.
+	Counters *stats.Counters `json:"counters,omitempty"`
 }
 
 // Model is the chain as the rules of owned chains know it, for planning.
@@ -62,6 +71,7 @@ func (s *ChainStatus) Model() owned.Chain {
 			Generation: m.Generation, ID: m.ID,
 		})
 	}
+	c.Stats = s.Stats && len(c.Members) > 0
 	return c
 }
 
@@ -87,8 +97,12 @@ func (a *Arbiter) chainStatus(e *entry) *ChainStatus {
 	r := e.chain
 	runs := r.current
 	s := &ChainStatus{
-		Engine: runs.Engine, Generation: runs.Generation, Exclusive: runs.Exclusive, Locked: runs.Locked,
+		Engine: runs.Engine, Generation: runs.Generation, Exclusive: runs.Exclusive, Locked: runs.Locked, Stats: runs.Stats != 0,
 		Members: []MemberStatus{},
+	}
+	counted := a.counted(runs.Stats)
+	if counted != nil {
+		s.Packets = counted.Packets
 	}
 	dead := a.deadMembers(e.key, r)
 	for _, p := range runs.Members {
@@ -104,6 +118,13 @@ func (a *Arbiter) chainStatus(e *entry) *ChainStatus {
 		if runs.Engine == Live {
 			slot := int(p.Slot)
 			status.Slot = &slot
+		}
+		if counted != nil {
+			c := counted.Members[p.Counter%stats.Places]
+			if from := m.CountedFrom; from != nil && from.Map == runs.Stats {
+				c = c.Since(from.Counters)
+			}
+			status.Counters = &c
 		}
 		s.Members = append(s.Members, status)
 	}

@@ -212,6 +212,9 @@ func (x *execution) fillSlots() error {
 		if err := x.dispatcher.SetProceedOn(m.Slot, chain.Actions(m.ProceedOn)); err != nil {
 			return err
 		}
+		if err := x.dispatcher.SetCounter(m.Slot, m.Counter); err != nil {
+			return err
+		}
 		fd, err := attachSlot(x.dispatcher, m.Slot, s.program)
 		if errors.Is(err, live.ErrSlotTaken) {
 			x.sources.refused = x.sources.refused.With(m.Slot)

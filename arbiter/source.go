@@ -89,7 +89,8 @@ func newSources(t *Transaction, owner Owner, behalf bool) (_ *sources, err error
 	request := struct {
 		Edit    string
 		Changes []asked
-	}{Edit: t.editName}
+		Stats   *bool `json:",omitempty"`
+	}{Edit: t.editName, Stats: t.Stats}
 	var held bool
 	for i := range t.Changes {
 		c := &t.Changes[i]
@@ -142,7 +143,7 @@ func newSources(t *Transaction, owner Owner, behalf bool) (_ *sources, err error
 		}
 		s.changes = append(s.changes, src)
 	}
-	if held || request.Edit == "" && len(request.Changes) == 0 {
+	if held || request.Edit == "" && len(request.Changes) == 0 && t.Stats == nil {
 		return s, nil // what it made has ended with it, or is nobody's wish
 	}
 	b, err := json.Marshal(request)
@@ -305,7 +306,7 @@ func (s *source) asExtension(d *live.Dispatcher, slot live.Slot, running uint32)
 // asPart makes the member's maps, for a program that it will be a part of.
 func (s *source) asPart(m placed) (fused.Member, error) {
 	p, err := s.prepare(nil)
-	return fused.Member{Name: s.name, Priority: m.Priority, ProceedOn: chain.Actions(m.ProceedOn), Program: p}, err
+	return fused.Member{Name: s.name, Priority: m.Priority, ProceedOn: chain.Actions(m.ProceedOn), Program: p, Place: m.Counter}, err
 }
 
 // prepare makes the member's maps, or opens those that it has.

@@ -388,7 +388,7 @@ func (c *Client) Apply(ctx context.Context, t arbiter.Transaction) (*arbiter.App
 	if err != nil {
 		return nil, err
 	}
-	in := wire.Apply{Hook: hook, Changes: []wire.Change{}, Expect: t.Expect, Engine: t.Engine, Foreign: t.Foreign, DryRun: t.DryRun}
+	in := wire.Apply{Hook: hook, Changes: []wire.Change{}, Expect: t.Expect, Engine: t.Engine, Stats: t.Stats, Foreign: t.Foreign, DryRun: t.DryRun}
 	holds := false
 	for _, change := range t.Changes {
 		o, err := m.object(change)

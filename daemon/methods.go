@@ -87,7 +87,7 @@ func one(h wire.Hook, c wire.Change) wire.Apply {
 // apply makes a transaction.
 func (s *session) apply(ctx context.Context, c *varlink.Call, p wire.Apply) error {
 	return s.transact(ctx, c, p.Hook, p.Confirm, func(h *xdp.Hook, w *work) (*arbiter.Transaction, error) {
-		t := &arbiter.Transaction{Hook: h, Expect: p.Expect, Engine: p.Engine, Foreign: p.Foreign, DryRun: p.DryRun}
+		t := &arbiter.Transaction{Hook: h, Expect: p.Expect, Engine: p.Engine, Stats: p.Stats, Foreign: p.Foreign, DryRun: p.DryRun}
 		var objects []*wire.Object
 		for _, change := range p.Changes {
 			one := arbiter.Change{Change: owned.Change{

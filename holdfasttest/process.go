@@ -59,7 +59,7 @@ func (p *Process) Apply(ctx context.Context, t holdfast.Transaction) (*holdfast.
 		r.changes, r.digests = append(r.changes, c.Change), append(r.digests, loads.Digest)
 	}
 	r.decide = func(before owned.Chain) (owned.Result, error) {
-		return before.Apply(owned.Transaction{Expect: t.Expect, Changes: r.changes, MaxMembers: arbiter.MaxMembers})
+		return before.Apply(owned.Transaction{Expect: t.Expect, Changes: r.changes, Stats: t.Stats, MaxMembers: arbiter.MaxMembers})
 	}
 	return r.make(i)
 }
@@ -233,7 +233,7 @@ func (r *request) meet(at *hook) error {
 		return &xdp.Error{
 			Op: opApply, Hook: describe(r.Hook), Err: xdp.ErrConflict, Rival: at.attachment(), Hint: "detach it first",
 		}
-	case r.attaches || len(r.Changes) == 0 && !lost:
+	case r.attaches || len(r.Changes) == 0 && r.Stats == nil && !lost:
 		return nil
 	case lost:
 		return &xdp.Error{

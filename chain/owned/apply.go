@@ -283,9 +283,24 @@ func (ch Change) refuse(sentinel error, detail, hint string) *Error {
 	return &Error{Op: ch.Op, Member: ch.Name, Err: sentinel, Detail: detail, Hint: hint}
 }
 
+// count decides whether the chain counts.
+func (w *work) count(wanted *bool) error {
+	switch {
+	case wanted != nil && *wanted && len(w.after.Members) == 0:
+		return &Error{
+			Op: opChange, Err: ErrInvalid, Detail: "there is no member whose results could be counted", Hint: "attach one first",
+		}
+	case wanted != nil:
+		w.after.Stats = *wanted
+	case len(w.after.Members) == 0:
+		w.after.Stats = false
+	}
+	return nil
+}
+
 // result numbers what is different.
 func (w *work) result() Result {
-	if w.after.Exclusive == w.before.Exclusive && slices.Equal(w.after.Members, w.before.Members) {
+	if w.after.Exclusive == w.before.Exclusive && w.after.Stats == w.before.Stats && slices.Equal(w.after.Members, w.before.Members) {
 		w.after = w.before
 	} else {
 		w.after.Generation++

@@ -163,6 +163,9 @@ func lines(before, after Chain) (b, a []string) {
 		if c.Locked {
 			s = append(s, "locked")
 		}
+		if c.Stats {
+			s = append(s, "stats")
+		}
 		for _, m := range c.Members {
 			var line strings.Builder
 			for i, cell := range row(m) {

@@ -50,6 +50,8 @@ type Chain struct {
 	Exclusive bool `json:"exclusive,omitempty"`
 	// Locked tells that nothing may be attached.
 	Locked bool `json:"locked,omitempty"`
+	// Stats tells that the chain counts what its members return.
+	Stats bool `json:"stats,omitempty"`
 	// Members are in the order that they run in: priorities never fall.
 	Members []Member `json:"members,omitempty"`
 }
@@ -106,6 +108,9 @@ type Transaction struct {
 	// Changes apply one after the other. The same member may be in several:
 	// one that is removed and added is a new member of the same name.
 	Changes []Change `json:"changes"`
+	// Stats is whether the chain shall count what its members return, nil where
+	// that is to stay as it is. A chain that loses its last member forgets it.
+	Stats *bool `json:"stats,omitempty"`
 	// MaxMembers is what the engine has room for, 0 where there is no limit. A
 	// chain does not grow beyond it; what counts is the end of the transaction.
 	MaxMembers int `json:"max_members,omitempty"`
@@ -154,6 +159,9 @@ func (c Chain) Apply(t Transaction) (Result, error) {
 			Hint:   "remove a member first; there are " + list(c.Members),
 		}
 	}
+	if err := w.count(t.Stats); err != nil {
+		return Result{}, err
+	}
 	return w.result(), nil
 }
 
@@ -167,7 +175,7 @@ func (c Chain) Lock() (Chain, error) {
 		}
 	}
 	if !c.Locked {
-		c.Locked = true
+		c.Locked, c.Stats = true, false
 		c.Generation++
 	}
 	return c, nil
@@ -213,6 +221,9 @@ func (c Chain) Check() error {
 	}
 	if c.Exclusive && len(c.Members) == 0 {
 		return bad(Member{}, "the hook is exclusive, and has no member")
+	}
+	if c.Stats && len(c.Members) == 0 {
+		return bad(Member{}, "the chain counts, and has no member")
 	}
 	return nil
 }

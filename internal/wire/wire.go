@@ -69,6 +69,7 @@ type Apply struct {
 	Changes []Change       `json:"changes"`
 	Expect  *uint64        `json:"expect,omitempty"`
 	Engine  arbiter.Engine `json:"engine,omitempty"`
+	Stats   *bool          `json:"stats,omitempty"`
 	Foreign bool           `json:"foreign,omitempty"`
 	DryRun  bool           `json:"dry_run,omitempty"`
 	Confirm bool           `json:"confirm,omitempty"`
