@@ -143,8 +143,8 @@ func testAtomic(t *testing.T, engine arbiter.Engine, rounds int) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	c := &changer{place: p, engine: engine, random: rand.New(rand.NewPCG(seed, 0)), marks: map[string]byte{}}
-	apply := func(changes []arbiter.Change) {
-		applied, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{Hook: p.hook, Changes: changes, Engine: engine})
+	apply := func(changes []arbiter.Change, stats *bool) {
+		applied, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{Hook: p.hook, Changes: changes, Engine: engine, Stats: stats})
 		if err != nil {
 			t.Fatalf("%v: %v", changes, err)
 		}
@@ -158,15 +158,20 @@ func testAtomic(t *testing.T, engine arbiter.Engine, rounds int) {
 	apply([]arbiter.Change{
 		{Change: owned.Change{Op: owned.Add, Name: "a"}, Object: c.object("a"), Load: markOptions(false)},
 		{Change: owned.Change{Op: owned.Add, Name: "b"}, Object: c.object("b"), Load: markOptions(false)},
-	})
+	}, nil)
 	states := []state{{marks: c.seen()}}
 	f := kerneltest.StartMarked(p.T, p.veth)
-	changes := 0
+	changes, counts := 0, false
 	for range rounds {
 		before := f.Arrived()
 		transaction := c.transaction()
 		changes += len(transaction)
-		apply(transaction)
+		var stats *bool
+		if c.random.IntN(64) == 0 {
+			counts = !counts
+			stats = &counts
+		}
+		apply(transaction, stats)
 		states = append(states, state{c.seen(), f.Begun()})
 		// There have to be some packets for each, or nothing is shown.
 		f.AwaitArrived(before + 2)

@@ -27,6 +27,7 @@ import (
 type request struct {
 	Dir, Netns, Interface string
 	Engine                arbiter.Engine
+	Stats                 *bool
 	Steps                 []step
 }
 
@@ -98,7 +99,7 @@ func (r request) apply(a *arbiter.Arbiter) (*arbiter.Applied, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := arbiter.Transaction{Hook: h, Engine: r.Engine}
+	t := arbiter.Transaction{Hook: h, Engine: r.Engine, Stats: r.Stats}
 	for _, s := range r.Steps {
 		c, err := s.change()
 		if err != nil {
@@ -213,6 +214,8 @@ var crashes = []struct {
 	// live has it swept in a virtual machine, where it takes a live chain to
 	// learn something, and everywhere in all of them.
 	live, everywhere bool
+	// stats has the chain count from then on.
+	stats bool
 	// frags needs packets of several buffers, which are of Linux 5.18.
 	frags bool
 }{
@@ -247,6 +250,11 @@ var crashes = []struct {
 			{Op: owned.Set, Name: "c", ProceedOn: pointer(chain.Set(chain.Drop))},
 		},
 		before: []byte{1, 2, 3}, after: []byte{5, 4, 3}, everywhere: true,
+	},
+	{
+		name: "the chain begins to count", there: two, stats: true,
+		steps:  []step{{Op: owned.Add, Name: "c", Mark: 3}},
+		before: []byte{1, 2}, after: []byte{1, 2, 3},
 	},
 	{
 		name: "a move", there: append(two[:2:2], step{Op: owned.Add, Name: "c", Mark: 3}),
@@ -312,6 +320,9 @@ func TestATransactionThatIsKilledWasMadeWhollyOrNotAtAll(t *testing.T) {
 							t.Fatalf("before, packets met %v, want %v", got, c.before)
 						}
 						r = p.request(wanted, c.steps...)
+						if c.stats {
+							r.Stats = &c.stats
+						}
 						return crash.Command{
 							Path: "/proc/self/exe", Args: []string{r.encode()}, Counts: visible,
 							Env: append(os.Environ(), kerneltest.CommandEnv("transact")),
