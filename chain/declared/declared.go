@@ -8,6 +8,7 @@
 //	  mode: native              # optional: auto, native, generic or offload
 //	  engine: auto              # optional: auto, live or fused
 //	  exclusive: false          # optional: the only member has the hook to itself
+//	  stats: true               # optional: the chain counts what its members return, or not
 //	  drift: restore            # optional: what the daemon does about it, or leave
 //	  members:                  # in the order that they run in; [] for none
 //	  - name: ddos
@@ -19,7 +20,8 @@
 //	      drop_port: 53
 //
 // What a file leaves out has these defaults, whatever the objects themselves ask
-// for: what a file means can be told from the file.
+// for: what a file means can be told from the file. But for stats, which are left
+// as they are: to look is not to declare.
 //
 // A file is read strictly: a word that means nothing, a word said twice, a value
 // of another type, two members of one name or priorities that fall are errors,
@@ -52,6 +54,9 @@ type Hook struct {
 	// Engine is how the chain is to run: Auto, Live or Fused.
 	Engine    Engine
 	Exclusive bool
+	// Stats is whether the chain counts what its members return, nil where that
+	// stays as it is.
+	Stats *bool
 	// Drift says what the daemon does where the chain has come to be another, or has
 	// gone: Restore where it is empty.
 	Drift Drift

@@ -43,7 +43,7 @@ func (f *File) decode(root ast.Node) error {
 
 func decodeHook(n ast.Node, before []Hook) (Hook, error) {
 	h := Hook{Engine: Auto}
-	var members ast.Node
+	var members, stats ast.Node
 	decodeMembers := yamlfile.List("members", &h.Members, decodeMember)
 	err := yamlfile.Mapping(n, "a hook", yamlfile.Fields{
 		"interface": {yamlfile.Required, yamlfile.Checked(&h.Interface, xdp.CheckName)},
@@ -52,10 +52,17 @@ func decodeHook(n ast.Node, before []Hook) (Hook, error) {
 		"engine":    {yamlfile.Optional, yamlfile.Choice(&h.Engine, Auto, Live, Fused)},
 		"drift":     {yamlfile.Optional, yamlfile.Choice(&h.Drift, Restore, Leave)},
 		"exclusive": {yamlfile.Optional, func(n ast.Node) error { return yamlfile.Boolean(n, &h.Exclusive) }},
-		"members":   {yamlfile.Required, func(n ast.Node) error { members = n; return decodeMembers(n) }},
+		"stats": {yamlfile.Optional, func(n ast.Node) error {
+			stats, h.Stats = n, new(bool)
+			return yamlfile.Boolean(n, h.Stats)
+		}},
+		"members": {yamlfile.Required, func(n ast.Node) error { members = n; return decodeMembers(n) }},
 	}, func() error {
 		if h.Exclusive && len(h.Members) != 1 {
 			return yamlfile.At(members, fmt.Sprintf("the hook is exclusive and has %d members", len(h.Members)), "only one can have it to itself")
+		}
+		if h.Stats != nil && *h.Stats && len(h.Members) == 0 {
+			return yamlfile.At(stats, "the chain counts and has no members", "leave it out")
 		}
 		for _, other := range before {
 			if other.Interface == h.Interface && other.Namespace == h.Namespace && (other.Mode == xdp.Offload) == (h.Mode == xdp.Offload) {

@@ -34,6 +34,9 @@ func Encode(f *File) ([]byte, error) {
 		if h.Exclusive {
 			b.WriteString("  exclusive: true\n")
 		}
+		if h.Stats != nil {
+			fmt.Fprintf(&b, "  stats: %t\n", *h.Stats)
+		}
 		if h.Drift != "" {
 			fmt.Fprintf(&b, "  drift: %s\n", h.Drift)
 		}

@@ -77,7 +77,11 @@ func Plan(h Hook, now owned.Chain, running, wanted Programs, prune bool) (owned.
 			p.add(set)
 		}
 	}
-	return owned.Transaction{Expect: &now.Generation, Changes: p.changes}, nil
+	t := owned.Transaction{Expect: &now.Generation, Changes: p.changes}
+	if h.Stats != nil && *h.Stats != now.Stats {
+		t.Stats = h.Stats
+	}
+	return t, nil
 }
 
 type planner struct {

@@ -66,6 +66,7 @@ chain, as kernels without freplace and tools that know no chains need it.`,
 		Example: `  holdfast attach eth0 filter.o
   holdfast attach eth0 filter.o --set drop_port=53 --mode native
   holdfast attach eth0 log.o --priority 10 --proceed-on pass,drop
+  holdfast attach eth0 filter.o --stats
   holdfast attach eth0 filter.o --while-pid $$
   holdfast attach eth0 filter.o sample.o --shared
   holdfast attach eth0 filter.o --shared --before sample --proceed-on pass,tx
@@ -140,6 +141,8 @@ func (f *attachFlags) check(c *cobra.Command) (r attachRequest, err error) {
 		err = usagef("--priority, --proceed-on, --before and --after are for the members of a chain: leave out --single")
 	case f.shared && (f.owned.exclusive || c.Flags().Changed("engine")):
 		err = usagef("--exclusive and --engine are for owned hooks: leave out --shared")
+	case f.shared && f.owned.stats:
+		err = usagef("--stats: the protocol of shared chains has no counters; `holdfast top` shows what the kernel counts of them, or own the hook")
 	case f.shared && f.persistAs != "":
 		err = usagef("--persist-as pins a link, and with --shared there is none")
 	case !f.shared && f.expect != "" && f.expect != "empty":
@@ -162,7 +165,7 @@ func (f *attachFlags) check(c *cobra.Command) (r attachRequest, err error) {
 func (f *attachFlags) transaction(h *xdp.Hook, r attachRequest, path string, lifetime owned.Lifetime) (arbiter.Transaction, error) {
 	change, err := f.owned.addition(h, &f.object, r.place, path, lifetime)
 	change.PersistAs = f.persistAs
-	t := arbiter.Transaction{Hook: h, Changes: []arbiter.Change{change}, Engine: r.engine}
+	t := arbiter.Transaction{Hook: h, Changes: []arbiter.Change{change}, Engine: r.engine, Stats: f.owned.counting()}
 	if r.expect == xdp.Empty {
 		t.Expect = new(uint64) // the generation of what has never been changed
 	}

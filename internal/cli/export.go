@@ -64,6 +64,9 @@ Members that a process holds are left out, and told on standard error.`,
 // declare is the hook as a file declares it.
 func (a *app) declare(s *arbiter.Status) declared.Hook {
 	h := declared.Hook{Namespace: s.Namespace, Engine: declared.Auto, Exclusive: s.Chain.Exclusive}
+	if s.Chain.Stats {
+		h.Stats = &s.Chain.Stats
+	}
 	for _, m := range s.Chain.Members {
 		if m.Lifetime == owned.Held {
 			a.log.Warn("left out: a process holds it", "member", m.Name, "pid", m.Owner.PID, "comm", m.Owner.Comm)

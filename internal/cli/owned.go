@@ -19,6 +19,7 @@ type ownedFlags struct {
 	name      string
 	exclusive bool
 	engine    string
+	stats     bool
 }
 
 func (f *ownedFlags) add(c *cobra.Command) {
@@ -26,6 +27,7 @@ func (f *ownedFlags) add(c *cobra.Command) {
 	flags.StringVar(&f.name, "name", "", "what to call the member (default: the program's name)")
 	flags.BoolVar(&f.exclusive, "exclusive", false, "have the hook to itself: nobody can add a member")
 	flags.StringVar(&f.engine, "engine", "auto", "how the chain runs: live, fused, or auto: as it does, and else live where the kernel can")
+	flags.BoolVar(&f.stats, "stats", false, "have the chain count what its members return, for 'holdfast stats' and 'holdfast top'")
 	completeFlag(c, "engine", "auto", "live", "fused")
 }
 
@@ -41,6 +43,15 @@ func (f *ownedFlags) check() (arbiter.Engine, error) {
 		return arbiter.Engine(f.engine), nil
 	}
 	return "", usagef("--engine %q: it is live, fused or auto", f.engine)
+}
+
+// counting is what is to become of the chain's counters, nil where they stay as they
+// are.
+func (f *ownedFlags) counting() *bool {
+	if !f.stats {
+		return nil
+	}
+	return &f.stats
 }
 
 // addition is the change that adds the object's program as a member.

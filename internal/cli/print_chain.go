@@ -77,10 +77,14 @@ func (c ownedChain) String() string {
 	switch {
 	case c.Locked:
 		return "locked"
+	case c.Exclusive && c.Stats:
+		return "exclusive, counting"
 	case c.Exclusive:
 		return "exclusive"
 	case c.alone():
 		return ""
+	case c.Stats:
+		return engineText(c.Engine, len(c.Members)) + ", counting"
 	}
 	return engineText(c.Engine, len(c.Members))
 }

@@ -75,7 +75,7 @@ The program becomes a member of the hook's chain, as with 'holdfast attach'.`,
 				return err
 			}
 			defer state.Close()
-			applied, err := a.apply(c.Context(), state, arbiter.Transaction{Hook: h, Changes: []arbiter.Change{change}, Engine: engine}, &of)
+			applied, err := a.apply(c.Context(), state, arbiter.Transaction{Hook: h, Changes: []arbiter.Change{change}, Engine: engine, Stats: owf.counting()}, &of)
 			if err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -38,36 +39,16 @@ until 'holdfast gc' or a new attachment.`,
 			return completeInterfaces(0)
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			if all && namespace != "" {
-				return usagef("--all-netns and --netns exclude each other")
-			}
-			state, err := a.look(c.Context())
+			state, namespaces, err := a.lookInto(c.Context(), namespace, all, args)
 			if err != nil {
 				return err
 			}
 			defer state.Close()
-			namespaces, err := a.namespaces(namespace, all)
+			defer closeAll(namespaces)
+			found, err := statusOf(state, namespaces, args)
 			if err != nil {
 				return err
 			}
-			defer func() {
-				for _, ns := range namespaces {
-					ns.Close()
-				}
-			}()
-			if err := exist(namespaces, args); err != nil {
-				return err
-			}
-			found, err := state.Status(namespaces)
-			if err != nil {
-				return err
-			}
-			if len(args) > 0 {
-				found = slices.DeleteFunc(found, func(s arbiter.Status) bool { return !slices.Contains(args, s.Interface) })
-			}
-			slices.SortStableFunc(found, func(x, y arbiter.Status) int {
-				return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Interface, y.Interface))
-			})
 			hooks, err := a.withChains(namespaces, found)
 			if err != nil {
 				return err
@@ -78,6 +59,49 @@ until 'holdfast gc' or a new attachment.`,
 	c.Flags().StringVar(&namespace, "netns", "", "network namespace to look into: a name, a path or a pid")
 	c.Flags().BoolVar(&all, "all-netns", false, "look into all network namespaces that can be found")
 	return c
+}
+
+// lookInto opens what it takes to look at the interfaces of that name, which must be
+// there, or at all of them, in one network namespace or in all. The caller closes both.
+func (a *app) lookInto(ctx context.Context, netns string, all bool, names []string) (arbiter.Service, []*xdp.Namespace, error) {
+	if all && netns != "" {
+		return nil, nil, usagef("--all-netns and --netns exclude each other")
+	}
+	state, err := a.look(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	namespaces, err := a.namespaces(netns, all)
+	if err == nil {
+		err = exist(namespaces, names)
+	}
+	if err != nil {
+		closeAll(namespaces)
+		state.Close()
+		return nil, nil, err
+	}
+	return state, namespaces, nil
+}
+
+func closeAll(namespaces []*xdp.Namespace) {
+	for _, ns := range namespaces {
+		ns.Close()
+	}
+}
+
+// statusOf is what is attached to the interfaces of that name, or to any, in order.
+func statusOf(state arbiter.Service, namespaces []*xdp.Namespace, names []string) ([]arbiter.Status, error) {
+	found, err := state.Status(namespaces)
+	if err != nil {
+		return nil, err
+	}
+	if len(names) > 0 {
+		found = slices.DeleteFunc(found, func(s arbiter.Status) bool { return !slices.Contains(names, s.Interface) })
+	}
+	slices.SortStableFunc(found, func(x, y arbiter.Status) int {
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Interface, y.Interface))
+	})
+	return found, nil
 }
 
 func (a *app) namespaces(spec string, all bool) ([]*xdp.Namespace, error) {

@@ -113,14 +113,14 @@ func (d *Hook) try(ctx context.Context, service arbiter.Service, prune, dryRun b
 	if err != nil {
 		return nil, nil, err
 	}
-	result := &Result{Interface: d.Interface, Namespace: d.namespace.Spec(), DryRun: dryRun, Changed: len(t.Changes) > 0}
+	result := &Result{Interface: d.Interface, Namespace: d.namespace.Spec(), DryRun: dryRun, Changed: len(t.Changes) > 0 || t.Stats != nil}
 	if dryRun || !result.Changed {
 		t.MaxMembers = arbiter.MaxMembers
 		would, err := now.Apply(t)
 		result.Diff = would.Diff
 		return result, nil, err
 	}
-	wanted := arbiter.Transaction{Hook: d.hook, Expect: t.Expect}
+	wanted := arbiter.Transaction{Hook: d.hook, Expect: t.Expect, Stats: t.Stats}
 	if d.Engine != declared.Auto {
 		wanted.Engine = arbiter.Engine(d.Engine)
 	}
