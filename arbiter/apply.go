@@ -281,7 +281,7 @@ func (a *Arbiter) planned(ctx context.Context, t *Transaction, s *sources) (*pla
 	if err != nil {
 		return nil, p.withOwner(err, t.Hook)
 	}
-	if err := t.Engine.Check(len(result.After.Members)); err != nil {
+	if err := t.Engine.Check(result.After); err != nil {
 		return nil, err
 	}
 	if p.found != nil && s.persistAs != "" {

@@ -68,9 +68,6 @@ func (a *Arbiter) build(h *xdp.Hook, p *plan, s *sources) (*build, error) {
 	case "":
 		return &build{next: arrange(p.after, nil)}, nil
 	case Single:
-		if p.after.Stats {
-			return nil, refuseCounting()
-		}
 		return a.buildSingle(p, members)
 	case Live:
 		return a.buildLive(p, s, members)

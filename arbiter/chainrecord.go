@@ -34,9 +34,9 @@ const (
 	Fused Engine = "fused"
 )
 
-// Check tells why a chain of that many members can't be asked to run so, with an
-// owned.ErrInvalid. No engine at all leaves the choice to the arbiter.
-func (e Engine) Check(members int) error {
+// Check tells why the chain can't be asked to run so, with an owned.ErrInvalid. No
+// engine at all leaves the choice to the arbiter.
+func (e Engine) Check(c owned.Chain) error {
 	refuse := func(detail, hint string) error {
 		return &owned.Error{Op: opApply, Err: owned.ErrInvalid, Detail: detail, Hint: hint}
 	}
@@ -44,8 +44,11 @@ func (e Engine) Check(members int) error {
 	case "", Live, Fused:
 		return nil
 	case Single:
-		if members > 1 {
-			return refuse(fmt.Sprintf("the chain would have %d members, and as itself only one can run", members), "choose live or fused, or none")
+		if n := len(c.Members); n > 1 {
+			return refuse(fmt.Sprintf("the chain would have %d members, and as itself only one can run", n), "choose live or fused, or none")
+		}
+		if c.Stats {
+			return refuse("a program that runs as itself is counted by nobody", "choose live or fused, or none, or do without the statistics")
 		}
 		return nil
 	}

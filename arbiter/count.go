@@ -6,7 +6,6 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"github.com/holdfast-bpf/holdfast/chain/owned"
 	"github.com/holdfast-bpf/holdfast/chain/stats"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 )
@@ -88,12 +87,4 @@ func (a *Arbiter) counted(id uint32) *stats.All {
 		return nil
 	}
 	return &all
-}
-
-// refuseCounting says that the only member can't run as itself and be counted.
-func refuseCounting() error {
-	return &owned.Error{
-		Op: opApply, Err: owned.ErrInvalid, Detail: "a program that runs as itself is counted by nobody",
-		Hint: "choose live or fused, or no engine, or leave out the statistics",
-	}
 }

@@ -192,7 +192,7 @@ func (r *request) make(i *iface) (*holdfast.Applied, error) {
 	if err != nil {
 		return nil, r.withOwner(err, at)
 	}
-	if err := r.Engine.Check(len(result.After.Members)); err != nil {
+	if err := r.Engine.Check(result.After); err != nil {
 		return nil, err
 	}
 	after := result.After

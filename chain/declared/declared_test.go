@@ -17,7 +17,7 @@ import (
 
 // all is what testdata/all.yaml declares.
 var all = &File{Hooks: []Hook{
-	{Interface: "eth0", Namespace: "blue", Mode: xdp.Native, Engine: Live, Members: []Member{
+	{Interface: "eth0", Namespace: "blue", Mode: xdp.Native, Engine: Live, Stats: new(true), Members: []Member{
 		{
 			Name: "ddos", Object: "/usr/lib/xdp/ddos.o", Program: "xdp_ddos", Priority: 10, ProceedOn: chain.Set(chain.Pass, chain.Tx),
 			Variables: map[string]string{
@@ -69,11 +69,12 @@ func TestWhatIsWrongIsToldWithItsPlace(t *testing.T) {
 		"version: one\nhooks: []\n":                 "f:1:10: this must be a number, and is the text \"one\"; ",
 		"version: 01\nhooks: []\n":                  "f:1:10: this must be a number, and is 01; ",
 		hook + "  members: []\n--- 7\n":             "f:5:5: a second document begins; ",
-		hook + "  member: []\n":                     "f:4:3: a hook has no \"member\"; it has drift, engine, exclusive, interface, members, mode, netns",
+		hook + "  member: []\n":                     "f:4:3: a hook has no \"member\"; it has drift, engine, exclusive, interface, members, mode, netns, stats",
 		hook + "  members: []\n  mode: driver":      "f:5:9: this must be one of auto, native, generic, offload, and is the text \"driver\"; ",
 		hook + "  members: []\n  engine: fast":      "f:5:11: this must be one of auto, live, fused, and is the text \"fast\"; ",
 		hook + "  members: []\n  netns: 7":          "f:5:10: this must be a text, and is 7; put it into quotes",
 		hook + "  members: []\n  netns: ''":         "f:5:10: the namespace is empty; ",
+		hook + "  members: []\n  stats: true":       "f:5:10: the chain counts and has no members; ",
 		hook + "  members: []\n  exclusive: no":     "f:5:14: this must be true or false, and is the text \"no\"; ",
 		hook + "  members: []\n  exclusive: true":   "f:4:12: the hook is exclusive and has 0 members; ",
 		hook + "  interface: eth1\n  members: []\n": "f:4:3: mapping key \"interface\" already defined at [3:3]; ",
@@ -131,7 +132,7 @@ func TestAnExportedFileIsLegible(t *testing.T) {
 				Variables: map[string]string{"drop_port": "53", "note": "a\nb: \"c\""}},
 			{Name: "true", Object: "a.o", Section: "xdp", Priority: 10},
 		}},
-		{Interface: "eth1", Exclusive: false},
+		{Interface: "eth1", Exclusive: false, Stats: new(false)},
 	}})
 	want := `version: 1
 hooks:
@@ -153,6 +154,7 @@ hooks:
     priority: 10
     proceed-on: []
 - interface: eth1
+  stats: false
   members: []
 `
 	if err != nil || string(got) != want {

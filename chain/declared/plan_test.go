@@ -47,6 +47,8 @@ func TestAPlanIsTheChangesThatAreMissing(t *testing.T) {
 		is("a", 10, owned.Permanent), is("b", 50, owned.Permanent), is("c", 50, owned.Permanent), is("h", 60, owned.Held),
 	}}
 	alone := owned.Chain{Generation: 7, NextID: 900, Exclusive: true, Members: abc.Members[:1]}
+	counting := abc
+	counting.Stats = true
 	same := Programs{"a": "1", "b": "1", "c": "1", "x": "1"}
 	for name, c := range map[string]struct {
 		hook   Hook
@@ -94,9 +96,20 @@ func TestAPlanIsTheChangesThatAreMissing(t *testing.T) {
 		"the hook is given up before others come": {
 			Hook{Members: []Member{member("x", 5), member("a", 10)}}, alone, same, false, "set a exclusive=false, add x at 5 [XDP_PASS]",
 		},
+		"a chain that is to count": {Hook{Stats: new(true), Members: []Member{member("a", 10)}}, abc, same, false, "stats=true"},
+		"a chain that counts goes on where nothing is declared": {
+			Hook{Members: []Member{member("a", 10)}}, counting, same, false, "",
+		},
+		"a chain that counts as it should":                 {Hook{Stats: new(true), Members: []Member{member("a", 10)}}, counting, same, false, ""},
+		"a chain that counts and should not":               {Hook{Stats: new(false), Members: []Member{member("a", 10)}}, counting, same, false, "stats=false"},
+		"a new chain that counts from the first packet on": {Hook{Stats: new(true), Members: []Member{member("a", 10)}}, owned.Chain{}, same, false, "add a at 10 [XDP_PASS], stats=true"},
 	} {
 		tr, err := Plan(c.hook, c.now, same, c.wanted, c.prune)
-		if got := words(tr.Changes); err != nil || got != c.want {
+		got := words(tr.Changes)
+		if tr.Stats != nil {
+			got = strings.TrimPrefix(fmt.Sprintf("%s, stats=%t", got, *tr.Stats), ", ")
+		}
+		if err != nil || got != c.want {
 			t.Errorf("%s: %v\ngot  %s\nwant %s", name, err, got, c.want)
 		}
 		if err == nil && *tr.Expect != c.now.Generation {

@@ -63,6 +63,9 @@ var drawHook = rapid.Custom(func(t *rapid.T) Hook {
 	if rapid.Bool().Draw(t, "in a namespace") {
 		h.Namespace = rapid.StringMatching(`[a-z0-9/]+`).Draw(t, "namespace")
 	}
+	if counts := rapid.Bool().Draw(t, "counts"); rapid.Bool().Draw(t, "says so") && (len(h.Members) > 0 || !counts) {
+		h.Stats = &counts
+	}
 	h.Exclusive = len(h.Members) == 1 && rapid.Bool().Draw(t, "exclusive")
 	return h
 })
@@ -221,6 +224,9 @@ func check(t *rapid.T, h Hook, now owned.Chain, r owned.Result, running, wanted 
 	}
 	if len(h.Members) > 0 && r.After.Exclusive != h.Exclusive {
 		t.Fatalf("exclusive: %t", r.After.Exclusive)
+	}
+	if h.Stats != nil && r.After.Stats != *h.Stats && len(r.After.Members) > 0 {
+		t.Fatalf("counts: %t", r.After.Stats)
 	}
 	for i, m := range declared {
 		if m.Priority != h.Members[i].Priority || m.ProceedOn != h.Members[i].ProceedOn {

@@ -184,6 +184,44 @@ func TestWhatAMemberIsGivenItKeeps(t *testing.T) {
 	}
 }
 
+func TestAChainCountsWhileItHasMembers(t *testing.T) {
+	counting := three()
+	counting.Stats = true
+	gone := []Change{{Op: Remove, Name: "a"}, {Op: Remove, Name: "b"}, {Op: Remove, Name: "c"}}
+	for name, c := range map[string]struct {
+		before  Chain
+		changes []Change
+		stats   *bool
+		want    bool
+		differs bool
+		err     error
+	}{
+		"where it is asked to":          {three(), nil, yes, true, true, nil},
+		"and goes on":                   {counting, gone[:2], nil, true, true, nil},
+		"until it is asked not to":      {counting, nil, no, false, true, nil},
+		"asked again nothing differs":   {counting, nil, yes, true, false, nil},
+		"nor where it never did":        {three(), nil, no, false, false, nil},
+		"or until the last member goes": {counting, gone, nil, false, true, nil},
+		"with the first member":         {Chain{}, []Change{{Op: Add, Name: "x"}}, yes, true, true, nil},
+		"and not without":               {Chain{}, nil, yes, false, false, ErrInvalid},
+		"nor when all go":               {three(), gone, yes, false, false, ErrInvalid},
+		"all may go without counting":   {counting, gone, no, false, true, nil},
+	} {
+		r, err := c.before.Apply(Transaction{Changes: c.changes, Stats: c.stats})
+		if !errors.Is(err, c.err) || err == nil && (r.After.Stats != c.want || r.Diff.Empty() == c.differs) {
+			t.Errorf("%s: counts %t, %v, %v; want %t, %v", name, r.After.Stats, r.Diff, err, c.want, c.err)
+		}
+	}
+	// Nobody's generation changes but the chain's: the members are the same.
+	r, err := three().Apply(Transaction{Stats: yes})
+	if err != nil || !slices.Equal(r.After.Members, three().Members) || r.Diff.String() == "" {
+		t.Errorf("%+v: %v", r, err)
+	}
+	if locked, err := (Chain{Stats: true}).Lock(); err != nil || locked.Stats {
+		t.Errorf("locked, it counts nothing: %+v, %v", locked, err)
+	}
+}
+
 func TestAnExclusiveMemberHasTheHookToItself(t *testing.T) {
 	for name, c := range map[string]struct {
 		before    Chain
@@ -388,6 +426,7 @@ func TestADamagedChainIsFound(t *testing.T) {
 		"a locked hook has any":    func(c *Chain) { c.Locked = true },
 		"an exclusive has others":  func(c *Chain) { c.Exclusive = true },
 		"an exclusive has none":    func(c *Chain) { c.Exclusive, c.Members = true, nil },
+		"nothing is counted":       func(c *Chain) { c.Stats, c.Members = true, nil },
 	} {
 		c := three()
 		if err := c.Check(); err != nil {

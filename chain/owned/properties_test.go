@@ -76,7 +76,7 @@ func TestWhateverIsAppliedTheChainStaysOne(t *testing.T) {
 		before := drawChain.Draw(t, "before")
 		was := before
 		was.Members = slices.Clone(before.Members)
-		tr := Transaction{Changes: rapid.SliceOfN(drawChange, 0, 5).Draw(t, "changes"), MaxMembers: rapid.IntRange(0, 5).Draw(t, "room")}
+		tr := Transaction{Changes: rapid.SliceOfN(drawChange, 0, 5).Draw(t, "changes"), MaxMembers: rapid.IntRange(0, 5).Draw(t, "room"), Stats: rapid.SampledFrom([]*bool{nil, nil, yes, no}).Draw(t, "stats")}
 		r, err := before.Apply(tr)
 		if !cmp.Equal(before, was) {
 			t.Fatal("the chain that was is no more")
@@ -102,7 +102,7 @@ func TestWhateverIsAppliedTheChainStaysOne(t *testing.T) {
 			t.Fatalf("%d members where there is room for %d", len(after.Members), tr.MaxMembers)
 		}
 		same := func(a, b Chain) bool {
-			return a.Exclusive == b.Exclusive && a.Locked == b.Locked && cmp.Equal(a.Members, b.Members)
+			return a.Exclusive == b.Exclusive && a.Stats == b.Stats && a.Locked == b.Locked && cmp.Equal(a.Members, b.Members)
 		}
 		switch {
 		case after.Generation == before.Generation:

@@ -215,7 +215,11 @@ func words(t holdfast.Transaction) string {
 		changes[i] = c.Change
 	}
 	s, _ := json.Marshal(changes) // it can be
-	return fmt.Sprintf("%s in mode %s, dry %t", s, t.Hook.Mode, t.DryRun)
+	counts := "as they are"
+	if t.Stats != nil {
+		counts = fmt.Sprint(*t.Stats)
+	}
+	return fmt.Sprintf("%s in mode %s, stats %s, dry %t", s, t.Hook.Mode, counts, t.DryRun)
 }
 
 func (b *both) transact() {
@@ -224,6 +228,10 @@ func (b *both) transact() {
 	t := holdfast.Transaction{Engine: b.engine, DryRun: rapid.IntRange(0, 7).Draw(b.T, "dry run") == 0}
 	for range rapid.IntRange(1, 3).Draw(b.T, "changes") {
 		t.Changes = append(t.Changes, drawChange(b.T, now.Generation))
+	}
+	if rapid.IntRange(0, 7).Draw(b.T, "stats") == 0 {
+		counts := rapid.Bool().Draw(b.T, "counts")
+		t.Stats = &counts
 	}
 	if rapid.IntRange(0, 5).Draw(b.T, "expect of the chain") == 0 {
 		t.Expect = &now.Generation
