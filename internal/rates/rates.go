@@ -23,10 +23,9 @@ type Hook struct {
 	Index                    int
 	Interface                string
 	Mode                     string
-	// How tells how the hook runs what it does, and By who holds it.
-	How, By   string
-	ProgramID uint32
-	Program   string
+	By                       string // who holds it
+	ProgramID                uint32
+	Program                  string
 	// Run is what the kernel has counted of the program, nil where it could not be
 	// read.
 	Run *xdp.Run
@@ -53,7 +52,6 @@ type Row struct {
 	// comes before those of its members.
 	Member  string `json:"member,omitempty"`
 	Program string `json:"program,omitempty"`
-	How     string `json:"how,omitempty"`
 	By      string `json:"by"`
 	// Rates are nil where nobody counts, or where there was nothing to compare with.
 	Rates *Rates `json:"rates"`
@@ -91,7 +89,7 @@ func Between(before, after Sample) []Row {
 	var rows []Row
 	for _, h := range after.Hooks {
 		was, had := known[h.key()]
-		row := Row{Netns: h.NamespaceName, Interface: h.Interface, Mode: h.Mode, How: h.How, By: h.By, Program: h.Program}
+		row := Row{Netns: h.NamespaceName, Interface: h.Interface, Mode: h.Mode, By: h.By, Program: h.Program}
 		if seconds > 0 && h.Run != nil {
 			row.Rates = runRates(was, h, seconds)
 		}

@@ -28,6 +28,25 @@ func (m *machine) daemonOf(etc string) (socket string, d *kerneltest.Process) {
 	return socket, d
 }
 
+// etc is a directory that everybody can read, with the policy and pass.o.
+func (m *machine) etc(policy string) string {
+	m.t.Helper()
+	dir, err := os.MkdirTemp("", "etc")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	for name, text := range map[string]string{"policy.yaml": policy, "pass.o": m.read(kerneltest.ObjectFile(m.t, "pass"))} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	return dir
+}
+
 func (m *machine) read(path string) string {
 	m.t.Helper()
 	b, err := os.ReadFile(path)
@@ -49,22 +68,8 @@ func (m *machine) eventually(what string, f func() bool) {
 // killed; the daemon is stopped, and the rest is there still.
 func TestAnOrdinaryUserAttachesByTheDaemon(t *testing.T) {
 	m := newMachine(t)
-	etc, err := os.MkdirTemp("", "etc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(etc) })
-	if err := os.Chmod(etc, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	policy := "version: 1\nrules:\n- name: samplers\n  match: {uid: [65534], interface: [" + m.NearName + "]}\n  allow: {verbs: [attach, detach], priority: 40-60}\n"
-	if err := os.WriteFile(filepath.Join(etc, "policy.yaml"), []byte(policy), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	etc := m.etc("version: 1\nrules:\n- name: samplers\n  match: {uid: [65534], interface: [" + m.NearName + "]}\n  allow: {verbs: [attach, detach], priority: 40-60}\n")
 	object := filepath.Join(etc, "pass.o")
-	if err := os.WriteFile(object, []byte(m.read(kerneltest.ObjectFile(t, "pass"))), 0o644); err != nil {
-		t.Fatal(err)
-	}
 	if err := m.Near.Conn.AddVethAt(2000, "elsewhere", 2001, "elsewhere2"); err != nil {
 		t.Fatal(err)
 	}
