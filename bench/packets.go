@@ -24,6 +24,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/chain/fused"
 	"github.com/holdfast-bpf/holdfast/chain/libxdp"
 	"github.com/holdfast-bpf/holdfast/chain/live"
+	"github.com/holdfast-bpf/holdfast/chain/stats"
 	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/vm"
@@ -43,6 +44,9 @@ const (
 	sharedWay  = "shared"
 	liveDrop   = "live, dropped"
 	sharedDrop = "shared, dropped"
+
+	liveCounting  = "live, counting"
+	fusedCounting = "fused, counting"
 )
 
 // lookingUp is a way with other members: each looks the packet up in a map.
@@ -70,7 +74,9 @@ type packetCosts struct {
 	// Dispatcher is to load a live one, and Joins are by member, from the first
 	// to the last.
 	Dispatcher float64
-	Joins      []join
+	// Counting is to load one that counts.
+	Counting float64
+	Joins    []join
 }
 
 // join is what it took to add a member to a live chain, and to load the same
@@ -231,6 +237,8 @@ type way struct {
 func (g *gauge) ways() []way {
 	return []way{
 		{liveChain, 0, live.Places, nil, chain.Pass, g.live(g.pass, g.pass, 0, live.Fresh)},
+		{liveCounting, 0, live.Places, nil, chain.Pass, counting(g.liveIn(g.pass))},
+		{fusedCounting, 1, live.Places, nil, chain.Pass, counting(fuseIn(g.pass))},
 		{liveTwins, 1, live.Places, nil, chain.Pass, g.live(g.pass, g.pass, 0, twins)},
 		{liveSpread, 1, live.Places, nil, chain.Pass, g.live(g.pass, g.pass, 0, spread)},
 		{liveMasked, 1, live.Places, nil, chain.Pass, g.live(g.pass, g.pass, chain.Set(chain.Pass, chain.Tx), live.Fresh)},
@@ -272,10 +280,31 @@ func spread(n int) ([]live.Slot, error) {
 	return slots, nil
 }
 
+// counting makes a chain that counts in a map.
+func counting(in func(*ebpf.Map) builder) builder {
+	return func(n int) (*ebpf.Program, func() error, error) {
+		m, err := stats.NewMap()
+		if err != nil {
+			return nil, nil, err
+		}
+		defer m.Close() // the program keeps it
+		return in(m)(n)
+	}
+}
+
+// liveIn makes a live chain of members that are all the same, and count in the map.
+func (g *gauge) liveIn(from source) func(*ebpf.Map) builder {
+	return func(m *ebpf.Map) builder { return g.liveWith(live.Options{Stats: m}, from, from, 0, live.Fresh) }
+}
+
 // live makes a live chain. proceedOn, if it is not 0, is the first one's.
 func (g *gauge) live(first, others source, proceedOn chain.Actions, arrange func(int) ([]live.Slot, error)) builder {
+	return g.liveWith(live.Options{}, first, others, proceedOn, arrange)
+}
+
+func (g *gauge) liveWith(o live.Options, first, others source, proceedOn chain.Actions, arrange func(int) ([]live.Slot, error)) builder {
 	return func(n int) (_ *ebpf.Program, _ func() error, err error) {
-		d, err := live.Load(live.Options{})
+		d, err := live.Load(o)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -324,7 +353,21 @@ func (g *gauge) live(first, others source, proceedOn chain.Actions, arrange func
 
 // fuse makes one program of members that are all the same, and have maps of
 // their own.
-func fuse(from source) builder {
+func fuse(from source) builder { return fuseWith(from, fused.Load) }
+
+// fuseIn does the same for a chain that counts in the map.
+func fuseIn(from source) func(*ebpf.Map) builder {
+	return func(counts *ebpf.Map) builder {
+		return fuseWith(from, func(members []fused.Member) (*ebpf.Program, error) {
+			for i := range members {
+				members[i].Place = i
+			}
+			return fused.LoadCounting(members, counts)
+		})
+	}
+}
+
+func fuseWith(from source, load func([]fused.Member) (*ebpf.Program, error)) builder {
 	return func(n int) (*ebpf.Program, func() error, error) {
 		var members []fused.Member
 		defer func() {
@@ -346,7 +389,7 @@ func fuse(from source) builder {
 				return nil, nil, err
 			}
 		}
-		program, err := fused.Load(members)
+		program, err := load(members)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -477,19 +520,32 @@ func (g *gauge) joins(c *packetCosts) error {
 		*to = float64(time.Since(start).Nanoseconds())
 		return err
 	}
-	loads := make([]float64, 5)
-	for i := range loads {
-		var d *live.Dispatcher
-		err := timed(&loads[i], func() (err error) {
-			d, err = live.Load(live.Options{})
-			return err
-		})
-		if err != nil {
-			return err
+	loading := func(o live.Options) (float64, error) {
+		loads := make([]float64, 5)
+		for i := range loads {
+			var d *live.Dispatcher
+			err := timed(&loads[i], func() (err error) {
+				d, err = live.Load(o)
+				return err
+			})
+			if err != nil {
+				return 0, err
+			}
+			d.Close()
 		}
-		d.Close()
+		return median(loads), nil
 	}
-	c.Dispatcher = median(loads)
+	counts, err := stats.NewMap()
+	if err != nil {
+		return err
+	}
+	defer counts.Close()
+	if c.Dispatcher, err = loading(live.Options{}); err != nil {
+		return err
+	}
+	if c.Counting, err = loading(live.Options{Stats: counts}); err != nil {
+		return err
+	}
 	d, err := live.Load(live.Options{})
 	if err != nil {
 		return err
@@ -612,14 +668,30 @@ hash of its own:
 		}
 		fmt.Fprintf(b, " %.2f |\n", c.Costs[lookingUp(fusedWay)][n]/c.Costs[lookingUp(inlinedWay)][n])
 	}
+	b.WriteString(`
+With --stats a chain counts what each of its members returns, and times one packet
+of 64, which is in these numbers. A chain without has not an instruction more for it.
+
+`)
+	fmt.Fprintf(b, "| members | %s | %s | for each | %s | %s | for each |\n|%s\n",
+		liveChain, liveCounting, fusedWay, fusedCounting, strings.Repeat("---|", 7))
+	for _, n := range packetSizes[1:] {
+		fmt.Fprintf(b, "| %d |", n)
+		for _, w := range [][2]string{{liveChain, liveCounting}, {fusedWay, fusedCounting}} {
+			without, with := c.Costs[w[0]][n], c.Costs[w[1]][n]
+			fmt.Fprintf(b, " %.0f | %.0f | %.1f |", without, with, (with-without)/float64(n))
+		}
+		b.WriteString("\n")
+	}
 	fmt.Fprintf(b, `
-To load a live chain's dispatcher takes %.1f million instructions, once. To add a
+To load a live chain's dispatcher takes %.1f million instructions, once, and one that
+counts %.1f million. To add a
 member takes the following thousands, from the object file on, whatever is in the
 chain; beside it, what it takes to load the same program as one for itself.
 
 | member | load | attach | commit | all | load alone | all / load alone |
 |---|---|---|---|---|---|---|
-`, c.Dispatcher/1e6)
+`, c.Dispatcher/1e6, c.Counting/1e6)
 	for i, j := range c.Joins {
 		if n := i + 1; slices.Contains([]int{1, 2, 10, 20, live.Places}, n) {
 			fmt.Fprintf(b, "| %d | %.1f | %.1f | %.1f | %.1f | %.1f | %.2f |\n",

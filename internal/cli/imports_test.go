@@ -22,6 +22,11 @@ var unwanted = []struct {
 		why:      "a library does not bring a command line along",
 	},
 	{
+		packages: []string{"arbiter", "client", "daemon", "holdfasttest"},
+		imports:  []string{"charm.land", "github.com/charmbracelet"},
+		why:      "only the command has a screen",
+	},
+	{
 		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "cmd/holdfast"},
 		imports:  []string{"gonum.org", "codeberg.org/go-fonts", "git.sr.ht/~sbinet"},
 		why:      "plots are for bench",
