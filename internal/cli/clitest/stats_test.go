@@ -95,7 +95,9 @@ func TestOthersMembersAreCountedByWhoMaySetThem(t *testing.T) {
 	etc := m.etc("version: 1\nrules:\n- name: samplers\n  match: {uid: [65534]}\n  allow: {verbs: [attach, detach, set]}\n")
 	socket, _ := m.daemonOf(etc)
 	object := filepath.Join(etc, "pass.o")
-	stranger := func(args ...string) result { return m.finish(m.Near, m.asStranger(append(args, "--socket", socket)...)) }
+	stranger := func(args ...string) result {
+		return m.finish(m.Near, m.asStranger(append(args, "--socket", socket)...))
+	}
 	stranger("attach", m.NearName, object, "--name", "theirs", "--stats").succeeds()
 	m.action(1)
 	if v := m.stats("--socket", socket).verdicts()["theirs"]; v != (stats.Verdicts{Pass: 1}) {
