@@ -671,6 +671,7 @@ hash of its own:
 	b.WriteString(`
 With --stats a chain counts what each of its members returns, and times one packet
 of 64, which is in these numbers. A chain without has not an instruction more for it.
+*For each* is what that is by member, with what it takes once for each packet.
 
 `)
 	fmt.Fprintf(b, "| members | %s | %s | for each | %s | %s | for each |\n|%s\n",
@@ -685,9 +686,9 @@ of 64, which is in these numbers. A chain without has not an instruction more fo
 	}
 	fmt.Fprintf(b, `
 To load a live chain's dispatcher takes %.1f million instructions, once, and one that
-counts %.1f million. To add a
-member takes the following thousands, from the object file on, whatever is in the
-chain; beside it, what it takes to load the same program as one for itself.
+counts %.1f million. To add a member takes the following thousands, from the object
+file on, whatever is in the chain; beside it, what it takes to load the same program
+as one for itself.
 
 | member | load | attach | commit | all | load alone | all / load alone |
 |---|---|---|---|---|---|---|
