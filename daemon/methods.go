@@ -233,6 +233,16 @@ func (s *session) tellApplied(h *xdp.Hook, applied *arbiter.Applied) {
 		e.ID = member.ID
 		s.daemon.tell(e)
 	}
+	if counts := applied.After.Stats; counts != applied.Before.Stats && len(applied.After.Members) > 0 {
+		e := wire.Event{
+			Kind: wire.Changed, Interface: h.Name(), Netns: h.Namespace().ID(), Owner: &s.owner,
+			Message: "the chain counts what its members return",
+		}
+		if !counts {
+			e.Message = "the chain counts no more"
+		}
+		s.daemon.tell(e)
+	}
 	s.daemon.watcher.poke()
 }
 

@@ -108,6 +108,14 @@ func TestOthersMembersAreCountedByWhoMaySetThem(t *testing.T) {
 	stranger("set", m.NearName, "--stats", "on").fails(5, "set", m.NearName)
 	m.holdfast("set", m.NearName, "--stats", "on").succeeds()
 	m.action(1)
+	watch := m.Near.Start(t, m.command("--socket", socket, "watch", m.NearName, "--since", "1h"))
+	told := ""
+	for !strings.Contains(told, "counts no more") && watch.Lines.Scan() {
+		told += watch.Lines.Text() + "\n"
+	}
+	if !strings.Contains(told, "by uid 65534") || !strings.Contains(told, "the chain counts what its members return") {
+		t.Errorf("watch says\n%s", told)
+	}
 	// To look is free.
 	r := stranger("stats", m.NearName, "-o", "json").succeeds()
 	if got := decode[[]hookStats](r, "stats"); len(got) != 1 || len(got[0].Members) != 2 || got[0].Members[1].Verdicts != (stats.Verdicts{Pass: 1}) {
