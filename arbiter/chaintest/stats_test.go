@@ -242,3 +242,42 @@ func TestUnderAFloodVerdictsAddUpToPackets(t *testing.T) {
 		})
 	}
 }
+
+// Another dispatcher takes another link, which whoever holds the member has to get.
+func TestHeldMembersAreCountedAndStayHeld(t *testing.T) {
+	for _, engine := range engines(t) {
+		t.Run(string(engine), func(t *testing.T) {
+			p := newPlace(t)
+			held := add(t, "pass", "held")
+			held.Lifetime = owned.Held
+			applied, err := p.arbiter.Apply(context.Background(), arbiter.Transaction{
+				Hook: p.hook, Engine: engine, Changes: []arbiter.Change{held, add(t, "pass", "stays")},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := applied.Held[0]
+			defer h.Close()
+			for range 3 {
+				p.counting(true, "")
+				p.send(2)
+				if got := p.counters("held").Verdicts; got != (stats.Verdicts{Pass: 2}) {
+					t.Errorf("of the held member %+v was counted", got)
+				}
+				p.counting(false, "")
+			}
+			if err := h.Err(); err != nil {
+				t.Fatal(err)
+			}
+			p.counting(true, "")
+			if err := h.Remove(context.Background(), p.hook); err != nil {
+				t.Fatal(err)
+			}
+			p.send(2)
+			p.wantNames("stays")
+			if got := p.counters("stays").Verdicts; got != (stats.Verdicts{Pass: 2}) {
+				t.Errorf("of the one that stays %+v was counted", got)
+			}
+		})
+	}
+}
