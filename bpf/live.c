@@ -51,7 +51,9 @@ struct counters {
 
 struct seen {
 	__u64 packets;
-	__u64 unused[7];
+	/* When the last member ended that a packet has met, if it is timed, or 0. */
+	__u64 clock;
+	__u64 unused[6];
 	struct counters members[SLOTS];
 };
 
@@ -176,25 +178,26 @@ SLOT(63)
 		}								\
 	} while (0)
 
-/* COUNTED does it for any chain, and counts. Every packet's clock has run out
- * but that of a few, whose time is taken. */
+/* COUNTED does it for any chain, and counts. The clock runs for few packets only.
+ * It is in the map, because a packet has no register to spare for it. */
 #define COUNTED(n)									\
 	do {										\
 		word -= BIT(n);								\
 		ret = slot##n(ctx);							\
 		if (ret != EMPTY) {							\
+			OPAQUE(seen); /* or parts of it are kept on the stack */	\
 			count = &seen->members[live.counter[n] % SLOTS];		\
 			verdict = ret;							\
 			OPAQUE(verdict); /* or the verifier misses its bounds */	\
 			if (verdict > XDP_REDIRECT)					\
 				verdict = OTHER;					\
 			count->verdicts[verdict]++;					\
-			if (unlikely(clock)) {						\
+			if (unlikely(seen->clock)) {					\
 				__u64 now = bpf_ktime_get_ns();				\
 											\
 				count->timed++;						\
-				count->time += now - clock;				\
-				clock = now;						\
+				count->time += now - seen->clock;			\
+				seen->clock = now;					\
 			}								\
 			if (!(live.proceed_on[n] >> verdict & 1))			\
 				return ret;						\
@@ -304,7 +307,6 @@ SEC("xdp")
 int holdfast_live_s(struct xdp_md *ctx)
 {
 	__u64 word = *(volatile __u64 *)&live.enabled;
-	__u64 clock = 0;
 	struct counters *count;
 	struct seen *seen;
 	__u32 verdict, key = 0;
@@ -313,8 +315,7 @@ int holdfast_live_s(struct xdp_md *ctx)
 	seen = bpf_map_lookup_elem(&stats, &key);
 	if (!seen)
 		return XDP_ABORTED; /* never: an array has its elements */
-	if (unlikely(!(seen->packets++ % SAMPLE)))
-		clock = bpf_ktime_get_ns();
+	seen->clock = seen->packets++ % SAMPLE ? 0 : bpf_ktime_get_ns();
 	CHAIN(COUNTED, );
 }
 

@@ -176,6 +176,8 @@ func TestTheKernelCountsRunsOfTheDispatcherOnly(t *testing.T) {
 	if after.Count-before.Count != packets || after.Time <= before.Time {
 		t.Errorf("the kernel counted %+v, and %+v before %d runs", after, before, packets)
 	}
+	_, err = xdp.ReadRun(1 << 31)
+	refused(t, err, xdp.ErrNotFound, "not loaded")
 	if r := runs(kerneltest.ProgramID(t, p)); r != (xdp.Run{}) {
 		t.Errorf("the kernel counted %+v of an extension", r)
 	}
