@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/internal/metrics"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
 	"github.com/holdfast-bpf/holdfast/policy"
 	"github.com/holdfast-bpf/holdfast/varlink"
@@ -36,6 +37,8 @@ type Config struct {
 	Dir string
 	// State says where the state is.
 	State arbiter.Options
+	// Metrics says where they are served, which is nowhere by default.
+	Metrics Metrics
 	// Version is what it says that it is.
 	Version string
 	// Log is told what happens, with the same keys always: interface, netns, member,
@@ -63,6 +66,8 @@ type Daemon struct {
 	objects  *budget // in bytes
 	watcher  *watcher
 	declared *declarations
+	metrics  *metrics.Metrics // nil where nobody asks for them
+	seen     observed
 	// host is the id of the network namespace of process 1, and own of this process,
 	// empty where it can't be told.
 	host string
@@ -90,6 +95,8 @@ func Start(c Config) (*Daemon, error) {
 		return nil, err
 	}
 	d.policy.Store(p)
+	d.metrics = d.newMetrics()
+	d.metrics.Loaded(len(p.Rules))
 	if d.arbiter, err = arbiter.Open(c.State); err != nil {
 		return nil, err
 	}
@@ -117,7 +124,8 @@ func (d *Daemon) Close() error { return d.arbiter.Close() }
 func (d *Daemon) Serve(ctx context.Context) error {
 	l := d.config.Listener
 	if l == nil {
-		made, lock, err := listen(d.config.Socket)
+		// Everybody may ask: the policy decides.
+		made, lock, err := listen(d.config.Socket, 0o666)
 		if err != nil {
 			return err
 		}
@@ -130,8 +138,11 @@ func (d *Daemon) Serve(ctx context.Context) error {
 		Connections: maxConnections,
 		Patience:    lastCalls,
 		Connected:   d.connected,
-		ErrorOf:     errorOf,
+		ErrorOf:     d.errorOf,
 		Log:         d.log.Warn,
+	}
+	if d.metrics != nil {
+		s.Answered = d.answered
 	}
 	if err := s.Handle(wire.Description, d.methods()); err != nil {
 		l.Close()
@@ -141,6 +152,10 @@ func (d *Daemon) Serve(ctx context.Context) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer cancel()
+	if err := d.serveMetrics(ctx, &background); err != nil {
+		l.Close()
+		return err
+	}
 	d.declared.read()
 	background.Go(func() { d.watcher.run(ctx) })
 	background.Go(func() { d.watchForeign(ctx) })
@@ -163,7 +178,7 @@ const (
 
 // listen makes the socket, and a lock on its path that lasts as long as it is open. One that a daemon which was killed has left is replaced;
 // one that somebody listens at is not.
-func listen(path string) (l *net.UnixListener, lock *os.File, err error) {
+func listen(path string, perm os.FileMode) (l *net.UnixListener, lock *os.File, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, nil, err
 	}
@@ -197,8 +212,7 @@ func listen(path string) (l *net.UnixListener, lock *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen: %w", err)
 	}
-	// Everybody may ask: the policy decides.
-	if err := os.Chmod(path, 0o666); err != nil {
+	if err := os.Chmod(path, perm); err != nil {
 		l.Close()
 		return nil, nil, err
 	}
@@ -210,10 +224,12 @@ func listen(path string) (l *net.UnixListener, lock *os.File, err error) {
 func (d *Daemon) Reload() error {
 	p, err := policy.Load(d.config.Dir)
 	if err != nil {
+		d.metrics.Reloaded(0, err)
 		d.log.Error("the policy stays as it was", "error", err)
 		return fmt.Errorf("%w; the policy stays as it was", err)
 	}
 	d.policy.Store(p)
+	d.metrics.Reloaded(len(p.Rules), nil)
 	d.log.Info("read the policy", "rules", len(p.Rules))
 	d.tell(wire.Event{Kind: wire.Reloaded, Message: fmt.Sprintf("the policy has %d rules", len(p.Rules))})
 	d.declared.read()

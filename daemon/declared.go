@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-bpf/holdfast/chain/declared"
@@ -19,6 +20,9 @@ type declarations struct {
 	daemon *Daemon
 	mutex  sync.Mutex
 	hooks  []*declaration
+	// undone is how many of them are not as declared. To make one so takes long, and who
+	// counts does not wait.
+	undone atomic.Int64
 }
 
 type declaration struct {
@@ -86,6 +90,13 @@ func (d *declarations) step(ctx context.Context) {
 		}
 		d.realize(ctx, h)
 	}
+	undone := 0
+	for _, h := range d.hooks {
+		if !h.done {
+			undone++
+		}
+	}
+	d.undone.Store(int64(undone))
 }
 
 func (d *declarations) realize(ctx context.Context, h *declaration) {
@@ -94,6 +105,9 @@ func (d *declarations) realize(ctx context.Context, h *declaration) {
 	case errors.Is(err, xdp.ErrNotFound):
 		return // until its interface comes
 	case err != nil:
+		if ctx.Err() == nil {
+			d.daemon.metrics.Restored(err)
+		}
 		if ctx.Err() == nil && h.failed != err.Error() {
 			h.failed = err.Error()
 			d.daemon.tell(wire.Event{Kind: wire.Drift, Interface: h.Interface, Message: "it can't be made as declared: " + err.Error()})
@@ -104,6 +118,7 @@ func (d *declarations) realize(ctx context.Context, h *declaration) {
 	}
 	h.done, h.failed = true, ""
 	if changed {
+		d.daemon.metrics.Restored(nil)
 		d.daemon.tell(wire.Event{Kind: wire.Restored, Interface: h.Interface, Message: "it is as declared in " + h.file})
 		h.back(time.Now())
 	}

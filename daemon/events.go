@@ -48,8 +48,8 @@ func (h *history) listen(since time.Time) (past []wire.Event, l *listener, stop 
 	}
 }
 
-// add remembers an event, and tells it.
-func (h *history) add(e wire.Event) {
+// add remembers an event, and tells it. It returns how many listeners lost their place.
+func (h *history) add(e wire.Event) (lost int) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	if len(h.events) == remembered {
@@ -62,8 +62,10 @@ func (h *history) add(e wire.Event) {
 		default:
 			close(l.missed)
 			delete(h.listeners, l)
+			lost++
 		}
 	}
+	return lost
 }
 
 // tell completes an event, remembers it, and logs it.
@@ -94,5 +96,8 @@ func (d *Daemon) tell(e wire.Event) {
 	default:
 		d.log.Info("event", args...)
 	}
-	d.events.add(e)
+	d.metrics.Event(string(e.Kind))
+	for range d.events.add(e) {
+		d.metrics.Dropped()
+	}
 }

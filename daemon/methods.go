@@ -443,7 +443,11 @@ func (s *session) features(ctx context.Context, c *varlink.Call, _ wire.Empty) e
 
 // decide asks the policy.
 func (s *session) decide(r policy.Request, where string) error {
-	return s.daemon.policy.Load().Decide(s.subject, r).Err(r.Verb, where)
+	d := s.daemon.policy.Load().Decide(s.subject, r)
+	if !d.Allowed {
+		s.daemon.metrics.Denied(d.Rule)
+	}
+	return d.Err(r.Verb, where)
 }
 
 // may says what the policy would.

@@ -19,6 +19,7 @@ func (s *session) permit(i arbiter.Intent) error {
 	d := s.daemon.policy.Load().Decide(s.subject, request)
 	err := d.Err(request.Verb, i.Interface)
 	if err != nil {
+		s.daemon.metrics.Denied(d.Rule)
 		e := wire.Event{Kind: wire.Denied, Interface: i.Interface, Entry: i.Entry, Member: i.Member, Message: string(i.Verb) + ": " + d.Reason}
 		if i.Hook != nil {
 			e.Netns = i.Hook.Namespace().ID()

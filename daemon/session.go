@@ -105,14 +105,27 @@ func (u *users) leave(one *user) {
 	}
 }
 
+// count is how many connections there are, and how many users have them.
+func (u *users) count() (connections, users int) {
+	u.mutex.Lock()
+	defer u.mutex.Unlock()
+	for _, one := range u.byUID {
+		connections += one.connections
+	}
+	return connections, len(u.byUID)
+}
+
 // arbiter is one that acts for the client.
 func (s *session) arbiter() *arbiter.Arbiter {
 	return s.daemon.arbiter.OnBehalf(arbiter.Behalf{Owner: s.owner, Permit: s.permit})
 }
 
 // errorOf makes a reply of an error.
-func errorOf(err error) *varlink.Error {
+func (d *Daemon) errorOf(err error) *varlink.Error {
 	name, parameters := wire.Encode(err)
+	if name == wire.Interface+"."+conflict {
+		d.metrics.Conflict(parameters.Kind)
+	}
 	b, jsonErr := json.Marshal(parameters)
 	if jsonErr != nil {
 		b, _ = json.Marshal(wire.ErrorParameters{Message: err.Error()})

@@ -67,6 +67,8 @@ func (w *watcher) run(ctx context.Context) {
 		}
 		if err := w.look(ctx); err != nil && ctx.Err() == nil {
 			w.daemon.log.Warn("what is attached can't be looked at", "error", err)
+			w.daemon.seen.fail()
+			w.daemon.metrics.StateError()
 			continue
 		}
 		if w.daemon.config.Alive != nil {
@@ -125,6 +127,7 @@ func (w *watcher) look(ctx context.Context) error {
 	w.store(chains)
 	w.lookForMoved(chains)
 	w.tellDrift(ctx, chains, drift)
+	d.seen.set(chains, len(w.drift))
 	return nil
 }
 
@@ -156,6 +159,7 @@ func (w *watcher) forget(ctx context.Context, c arbiter.ChainState, dead int) {
 	}
 	if err := d.arbiter.Forget(ctx, c.Entry); err != nil && ctx.Err() == nil {
 		d.log.Warn("members whose holders have ended can't be taken out", "interface", c.Interface, "entry", c.Entry, "error", err)
+		d.metrics.StateError()
 	}
 }
 
@@ -181,10 +185,12 @@ func (w *watcher) lookForMoved(chains []arbiter.ChainState) {
 	moved, err := w.daemon.arbiter.Moved(entries)
 	if err != nil {
 		w.daemon.log.Warn("interfaces can't be looked for", "error", err)
+		w.daemon.metrics.StateError()
 		return
 	}
 	for entry := range moved {
 		if !w.moved[entry] {
+			w.daemon.metrics.Drift(driftMoved)
 			w.daemon.tell(wire.Event{
 				Kind: wire.Drift, Interface: byEntry[entry].Interface, Entry: entry,
 				Message: "its interface has moved to another network namespace, and what is attached with it",
@@ -253,6 +259,7 @@ func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, dr
 		case err != nil:
 			if ctx.Err() == nil {
 				w.daemon.log.Warn("a hook can't be looked at", "interface", c.Interface, "entry", c.Entry, "error", err)
+				w.daemon.metrics.StateError()
 			}
 			delete(drift, c.Entry) // it comes again
 			continue
@@ -260,23 +267,25 @@ func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, dr
 			delete(drift, c.Entry)
 			continue
 		}
-		w.daemon.tell(wire.Event{Kind: wire.Drift, Interface: c.Interface, Entry: c.Entry, Message: describe(d)})
+		kind, message := describe(d)
+		w.daemon.metrics.Drift(kind)
+		w.daemon.tell(wire.Event{Kind: wire.Drift, Interface: c.Interface, Entry: c.Entry, Message: message})
 		w.daemon.declared.drifted(c.Interface)
 	}
 	w.drift = drift
 	w.daemon.declared.step(ctx)
 }
 
-// describe says what has happened to a hook.
-func describe(d arbiter.Drift) string {
+// describe says what has happened to a hook, in a word and in a sentence.
+func describe(d arbiter.Drift) (kind, message string) {
 	switch {
 	case d.Gone:
-		return "its interface is gone"
+		return driftGone, "its interface is gone"
 	case d.Repinned:
-		return d.Lost + ", and has been made again"
+		return driftUnpinned, d.Lost + ", and has been made again"
 	case d.At == nil:
-		return d.Lost + "; nothing is attached there now"
+		return driftDetached, d.Lost + "; nothing is attached there now"
 	}
 	xdp.FindHolders(d.At)
-	return d.Lost + "; now " + d.At.String()
+	return driftReplaced, d.Lost + "; now " + d.At.String()
 }

@@ -34,6 +34,10 @@ type Server struct {
 	Connected func(*net.UnixConn) (any, error)
 	// ErrorOf makes a reply of an error that a method returned.
 	ErrorOf func(error) *Error
+	// Answered, if there is one, is told of each call when its first reply is about to be
+	// sent, with its method's name, which may be any, and how long it took. The error is
+	// an [*Error] where that is the reply, and another one where there will be none.
+	Answered func(method string, err error, took time.Duration)
 	// Patience is how long calls may take when the server ends, as long as they like
 	// where it is 0. What waits for somebody else's file can't be called off.
 	Patience time.Duration
@@ -249,6 +253,8 @@ type Call struct {
 
 	t       *transport
 	replied bool
+	// answered is nil once it was called.
+	answered func(error)
 }
 
 // Decode reads the parameters.
@@ -266,6 +272,7 @@ func (c *Call) Reply(parameters any, files ...*os.File) error {
 		return errors.New("varlink: a call was replied to twice")
 	}
 	c.replied = true
+	c.answer(nil)
 	return c.send(reply{}, parameters, files)
 }
 
@@ -274,7 +281,16 @@ func (c *Call) Continue(parameters any, files ...*os.File) error {
 	if !c.More {
 		return ExpectedMore()
 	}
+	c.answer(nil)
 	return c.send(reply{Continues: true}, parameters, files)
+}
+
+// answer says how the call was answered, the first time.
+func (c *Call) answer(err error) {
+	if c.answered != nil {
+		c.answered(err)
+		c.answered = nil
+	}
 }
 
 func (c *Call) send(r reply, parameters any, files []*os.File) (err error) {
@@ -324,10 +340,15 @@ func (s *Server) handle(ctx, streams context.Context, t *transport, peer any, r 
 	if c.More {
 		ctx = streams
 	}
+	if s.Answered != nil {
+		began := time.Now()
+		c.answered = func(err error) { s.Answered(c.Method, err, time.Since(began)) }
+	}
 	err := s.call(ctx, c)
 	var unsent unsentError
 	switch {
 	case c.More && !c.replied && ctx.Err() != nil:
+		c.answer(context.Cause(ctx))
 		return context.Cause(ctx) // it has not come to its end
 	case err == nil && !c.replied:
 		return c.Reply(nil)
@@ -339,16 +360,19 @@ func (s *Server) handle(ctx, streams context.Context, t *transport, peer any, r 
 		s.log("a call failed after it was replied to", "method", c.Method, "error", err)
 		return nil
 	case ctx.Err() != nil:
+		c.answer(context.Cause(ctx))
 		return context.Cause(ctx)
 	}
 	c.replied = true
 	var e *Error
 	if !errors.As(err, &e) {
 		if s.ErrorOf == nil {
+			c.answer(err)
 			return err
 		}
 		e = s.ErrorOf(err)
 	}
+	c.answer(e)
 	if len(e.Parameters) == 0 {
 		return c.send(reply{Error: e.Name}, nil, nil)
 	}

@@ -18,6 +18,7 @@ import (
 
 func (a *app) daemonCommand() *cobra.Command {
 	var dir string
+	var metrics daemon.Metrics
 	c := &cobra.Command{
 		Use:   "daemon",
 		Short: "Serve applications without privilege, as the policy allows",
@@ -32,9 +33,12 @@ otherwise.
 
 The daemon keeps nothing that the kernel does not know: to stop it, or to kill it,
 detaches nothing. SIGHUP has it read the policy and what is declared anew; a policy
-that can't be read leaves the one in force as it is.`,
+that can't be read leaves the one in force as it is.
+
+With --metrics it tells Prometheus what it counts, at /metrics there.`,
 		Example: `  holdfast daemon
-  holdfast daemon --socket /tmp/holdfast.sock --config ./etc`,
+  holdfast daemon --socket /tmp/holdfast.sock --config ./etc
+  holdfast daemon --metrics unix:/run/holdfast/metrics.sock`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if a.embedded {
@@ -47,7 +51,7 @@ that can't be read leaves the one in force as it is.`,
 			}
 			defer service.Close()
 			config := daemon.Config{
-				Socket: socket, Dir: dir, State: a.stateOptions(), Version: ownVersion(), Log: a.log,
+				Socket: socket, Dir: dir, State: a.stateOptions(), Metrics: metrics, Version: ownVersion(), Log: a.log,
 				Ready: func() {
 					a.log.Info("ready", "socket", socket)
 					a.notified(service.Ready())
@@ -77,6 +81,8 @@ that can't be read leaves the one in force as it is.`,
 		},
 	}
 	c.Flags().StringVar(&dir, "config", policy.Dir, "directory of the policy and of what is declared")
+	c.Flags().StringVar(&metrics.Address, "metrics", "", "serve metrics at this host:port, or at unix: and the path of a socket")
+	c.Flags().IntVar(&metrics.Interfaces, "metrics-interfaces", 100, "how many interfaces metrics tell of one by one; the others are one more")
 	return c
 }
 

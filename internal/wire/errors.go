@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -79,6 +80,28 @@ var general = map[string]error{
 
 // failed is what is of no kind.
 const failed = "Failed"
+
+// Names are those of the errors that there are, without the interface's.
+func Names() []string {
+	names := []string{failed}
+	for _, k := range kinds {
+		if !slices.Contains(names, k.name) {
+			names = append(names, k.name)
+		}
+	}
+	return names
+}
+
+// Kinds are those that errors of a name have.
+func Kinds(name string) []string {
+	var all []string
+	for _, k := range kinds {
+		if k.name == name {
+			all = append(all, k.kind)
+		}
+	}
+	return all
+}
 
 // ErrorParameters are those of every error of the interface.
 type ErrorParameters struct {
