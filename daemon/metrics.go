@@ -174,7 +174,7 @@ func (d *Daemon) state() metrics.State {
 // Holdfast's hooks, with their lifetimes. Who holds the links of others would take a look
 // at all processes.
 func attachments(owned map[uint32]string) ([]metrics.Attachment, error) {
-	ns, err := xdp.OpenNamespace("/proc/thread-self/ns/net")
+	ns, err := xdp.OpenNamespace("")
 	if err != nil {
 		return nil, err
 	}

@@ -290,6 +290,50 @@ func TestAOneWayCallIsNotAnswered(t *testing.T) {
 	echo(t, c)
 }
 
+func TestItIsToldHowEachCallWasAnswered(t *testing.T) {
+	answered := make(chan string, 10)
+	path, waiting := serve(t, func(s *Server) {
+		s.Answered = func(method string, err error, took time.Duration) {
+			if took < 0 {
+				t.Errorf("%s took %s", method, took)
+			}
+			answered <- fmt.Sprint(method, " ", err)
+		}
+	})
+	c := connect(t, path)
+	want := func(want string) {
+		t.Helper()
+		if got := <-answered; !strings.HasPrefix(got, want) {
+			t.Errorf("told %q, want %q", got, want)
+		}
+	}
+	echo(t, c)
+	want("org.example.test.Echo <nil>")
+	if err := c.OneWay(t.Context(), "org.example.test.Echo", map[string]thing{"thing": {Name: "b"}}); err != nil {
+		t.Fatal(err)
+	}
+	want("org.example.test.Echo <nil>")
+	if _, err := c.Call(t.Context(), "org.example.test.Fail", map[string]string{"how": "named"}, nil); err == nil {
+		t.Error("it did not fail")
+	}
+	want("org.example.test.Fail org.example.test.Broken")
+	if _, err := c.Call(t.Context(), "no.such.Method", nil, nil); err == nil {
+		t.Error("there is such a method")
+	}
+	want("no.such.Method org.varlink.service.InterfaceNotFound")
+	// A stream is answered by its first reply, and not again when it ends.
+	s, err := c.Stream(t.Context(), "org.example.test.Wait", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("org.example.test.Wait <nil>")
+	<-waiting
+	s.Close()
+	<-waiting
+	echo(t, connect(t, path))
+	want("org.example.test.Echo <nil>")
+}
+
 // The server learns that a client has hung up while it has nothing to tell it.
 func TestAStreamEndsWithItsClient(t *testing.T) {
 	path, waiting := serve(t, nil)

@@ -12,13 +12,14 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/client"
 	"github.com/holdfast-bpf/holdfast/daemon"
+	"github.com/holdfast-bpf/holdfast/internal/metrics"
 	"github.com/holdfast-bpf/holdfast/internal/systemd"
 	"github.com/holdfast-bpf/holdfast/policy"
 )
 
 func (a *app) daemonCommand() *cobra.Command {
 	var dir string
-	var metrics daemon.Metrics
+	var served daemon.Metrics
 	c := &cobra.Command{
 		Use:   "daemon",
 		Short: "Serve applications without privilege, as the policy allows",
@@ -44,6 +45,9 @@ With --metrics it tells Prometheus what it counts, at /metrics there.`,
 			if a.embedded {
 				return usagef("--embedded is to do without a daemon, and this is one")
 			}
+			if served.Interfaces < 1 {
+				return usagef("--metrics-interfaces must be 1 or more")
+			}
 			socket := cmp.Or(a.socket, a.env.Getenv("HOLDFAST_SOCKET"), client.DefaultSocket)
 			service, err := systemd.Start()
 			if err != nil {
@@ -51,7 +55,7 @@ With --metrics it tells Prometheus what it counts, at /metrics there.`,
 			}
 			defer service.Close()
 			config := daemon.Config{
-				Socket: socket, Dir: dir, State: a.stateOptions(), Metrics: metrics, Version: ownVersion(), Log: a.log,
+				Socket: socket, Dir: dir, State: a.stateOptions(), Metrics: served, Version: ownVersion(), Log: a.log,
 				Ready: func() {
 					a.log.Info("ready", "socket", socket)
 					a.notified(service.Ready())
@@ -81,8 +85,8 @@ With --metrics it tells Prometheus what it counts, at /metrics there.`,
 		},
 	}
 	c.Flags().StringVar(&dir, "config", policy.Dir, "directory of the policy and of what is declared")
-	c.Flags().StringVar(&metrics.Address, "metrics", "", "serve metrics at this host:port, or at unix: and the path of a socket")
-	c.Flags().IntVar(&metrics.Interfaces, "metrics-interfaces", 100, "how many interfaces metrics tell of one by one; the others are one more")
+	c.Flags().StringVar(&served.Address, "metrics", "", "serve metrics at this host:port, or at unix: and the path of a socket")
+	c.Flags().IntVar(&served.Interfaces, "metrics-interfaces", metrics.DefaultInterfaces, "how many interfaces metrics tell of one by one; the others are one more")
 	return c
 }
 

@@ -1,0 +1,43 @@
+package daemon
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+)
+
+func TestMetricsAtAnAddressThatOthersReachAreWarnedOf(t *testing.T) {
+	for address, warned := range map[string]bool{"127.0.0.1:0": false, ":0": true} {
+		var log strings.Builder
+		d := &Daemon{config: Config{Metrics: Metrics{Address: address}}, log: slog.New(slog.NewTextHandler(&log, nil))}
+		d.declared = &declarations{daemon: d}
+		d.metrics = d.newMetrics()
+		l, lock, err := d.listenForMetrics(address)
+		if err != nil || lock != nil {
+			t.Fatalf("lock %v, error %v", lock, err)
+		}
+		if got := strings.Contains(log.String(), "other machines"); got != warned {
+			t.Errorf("%s: warned is %v:\n%s", address, got, log.String())
+		}
+		var all sync.WaitGroup
+		all.Go(func() {
+			if err := d.metrics.Serve(t.Context(), l, d.log); err != nil {
+				t.Error(err)
+			}
+		})
+		_, port, _ := strings.Cut(strings.TrimPrefix(l.Addr().String(), "[::]"), ":")
+		r, err := http.Get("http://127.0.0.1:" + port + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r.Body)
+		r.Body.Close()
+		if err != nil || !strings.Contains(string(b), "holdfast_build_info") {
+			t.Errorf("%s: scraped %d bytes, error %v", address, len(b), err)
+		}
+		t.Cleanup(all.Wait) // when the test's context has ended
+	}
+}
