@@ -92,7 +92,7 @@ type daemonProcess struct {
 	socket string
 }
 
-func startDaemon(holdfast, scratch string) (*daemonProcess, error) {
+func startDaemon(holdfast, scratch string, flags ...string) (*daemonProcess, error) {
 	d := &daemonProcess{socket: filepath.Join(scratch, "holdfast.sock")}
 	state := filepath.Join(scratch, "state")
 	if err := os.MkdirAll(state, 0o700); err != nil {
@@ -101,7 +101,7 @@ func startDaemon(holdfast, scratch string) (*daemonProcess, error) {
 	if err := unix.Mount("bpf", state, "bpf", 0, ""); err != nil {
 		return nil, fmt.Errorf("mount a bpffs: %w", err)
 	}
-	d.Cmd = exec.Command(holdfast, "daemon", "--socket", d.socket, "--bpffs", state, "--config", scratch, "--log-level", "info")
+	d.Cmd = exec.Command(holdfast, append([]string{"daemon", "--socket", d.socket, "--bpffs", state, "--config", scratch, "--log-level", "info"}, flags...)...)
 	d.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	says, err := d.StderrPipe()
 	if err != nil {
@@ -115,6 +115,9 @@ func startDaemon(holdfast, scratch string) (*daemonProcess, error) {
 		if strings.Contains(lines.Text(), "msg=ready") {
 			go func() {
 				for lines.Scan() {
+					if strings.Contains(lines.Text(), "msg=event") {
+						continue // which are expected
+					}
 					if strings.Contains(lines.Text(), "level=WARN") || strings.Contains(lines.Text(), "level=ERROR") {
 						fmt.Fprintln(os.Stderr, lines.Text())
 					}

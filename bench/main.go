@@ -20,10 +20,11 @@ func main() {
 
 func bench() error {
 	docs := flag.String("docs", "docs", "directory of benchmarks.md and its plots, in the module's")
-	only := flag.String("only", "", "measure only that and print it: packets or control (in virtual machines, without root), native, load or who, which write documents of their own, too")
+	only := flag.String("only", "", "measure only that and print it: packets or control (in virtual machines, without root), native, load, who or dashboard, which write documents of their own, too")
 	interfaces := flag.Int("interfaces", 0, "run one world of that many interfaces and print its results (used by the program itself)")
-	inGuest := flag.String("guest", "", "measure chains, control, packets, load or who, with what is there, and print the results (used by the program itself)")
+	inGuest := flag.String("guest", "", "measure chains, control, packets, load or who, with what is there, or play for dashboard, and print the results (used by the program itself)")
 	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces or -guest chains")
+	tools := flag.String("tools", "", "directory of prometheus, with -guest dashboard")
 	scratch := flag.String("scratch", "", "directory for files, with -interfaces or -guest")
 	flag.Parse()
 	switch {
@@ -33,6 +34,8 @@ func bench() error {
 		return chains(*holdfast, *scratch, os.Stdout)
 	case *inGuest == "control":
 		return controlHere(*scratch, os.Stdout)
+	case *inGuest == "dashboard":
+		return dashboardHere(*docs, *holdfast, *tools, *scratch)
 	case *inGuest == "load":
 		return loadHere(*holdfast, *scratch, os.Stdout)
 	case *inGuest == "who":
@@ -72,6 +75,9 @@ func bench() error {
 	}
 	if *only == "who" {
 		return whoReport(*docs, filepath.Join(dir, "holdfast"), dir)
+	}
+	if *only == "dashboard" {
+		return dashboard(*docs, filepath.Join(dir, "holdfast"), dir)
 	}
 	if *only != "" {
 		return printOnly(*only, dir)
@@ -127,7 +133,7 @@ func printOnly(part, directory string) error {
 		controlSection(&b, c)
 		targets = controlTargets(c.results)
 	default:
-		return fmt.Errorf("there is no part %q; choose packets, native, control or load", part)
+		return fmt.Errorf("there is no part %q; choose packets, native, control, load or dashboard", part)
 	}
 	b.WriteString("\n")
 	for _, t := range targets {

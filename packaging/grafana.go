@@ -25,7 +25,18 @@ type Panel struct {
 	Targets     []Target `json:"targets"`
 	FieldConfig struct {
 		Defaults struct {
-			Unit   string `json:"unit"`
+			Unit       string `json:"unit"`
+			Thresholds struct {
+				Steps []struct {
+					Color string   `json:"color"`
+					Value *float64 `json:"value"`
+				} `json:"steps"`
+			} `json:"thresholds"`
+			Mappings []struct {
+				Options map[string]struct {
+					Text string `json:"text"`
+				} `json:"options"`
+			} `json:"mappings"`
 			Custom struct {
 				Stacking struct {
 					Mode string `json:"mode"`
