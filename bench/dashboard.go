@@ -35,7 +35,7 @@ import (
 // What the dashboard's picture shows: so long, scraped so often, with rates over so much.
 const (
 	shown       = 3 * time.Minute
-	scrapeEvery = time.Second
+	scrapeEvery = 2 * time.Second
 	rateOver    = "15s"
 )
 

@@ -133,7 +133,7 @@ func printOnly(part, directory string) error {
 		controlSection(&b, c)
 		targets = controlTargets(c.results)
 	default:
-		return fmt.Errorf("there is no part %q; choose packets, native, control, load or dashboard", part)
+		return fmt.Errorf("there is no part %q; choose packets, native, control, load, who or dashboard", part)
 	}
 	b.WriteString("\n")
 	for _, t := range targets {

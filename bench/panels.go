@@ -104,9 +104,11 @@ func box(c draw.Canvas, x, y, width, height vg.Length) draw.Canvas {
 	return b
 }
 
-func style(size vg.Length, c color.Color, x text.XAlignment) text.Style {
+// style is of text that begins at its point: who looks at the picture may have another
+// font, in which a text is as long as it likes.
+func style(size vg.Length, c color.Color) text.Style {
 	return text.Style{
-		Color: c, Font: font.From(font.Font{Variant: "Sans"}, size), XAlign: x, YAlign: text.YBottom, Handler: plot.DefaultTextHandler,
+		Color: c, Font: font.From(font.Font{Variant: "Sans"}, size), XAlign: text.XLeft, YAlign: text.YBottom, Handler: plot.DefaultTextHandler,
 	}
 }
 
@@ -137,9 +139,9 @@ func drawStat(c draw.Canvas, p packaging.Panel, from, to time.Time) error {
 			}
 		}
 	}
-	middle := (c.Min.X + c.Max.X) / 2
-	c.FillText(style(10, quietColor, text.XCenter), vg.Point{X: middle, Y: c.Max.Y - 17}, p.Title)
-	c.FillText(style(24, tone, text.XCenter), vg.Point{X: middle, Y: c.Min.Y + 10}, value)
+	left := c.Min.X + 10
+	c.FillText(style(10, quietColor), vg.Point{X: left, Y: c.Max.Y - 18}, p.Title)
+	c.FillText(style(24, tone), vg.Point{X: left, Y: c.Min.Y + 10}, value)
 	return nil
 }
 
@@ -156,7 +158,7 @@ func drawGraph(c draw.Canvas, p packaging.Panel, from, to time.Time) error {
 	if len(lines) == 0 {
 		return fmt.Errorf("the panel %q has nothing to show", p.Title)
 	}
-	c.FillText(style(11, color.Black, text.XLeft), vg.Point{X: c.Min.X + 8, Y: c.Max.Y - 18}, p.Title)
+	c.FillText(style(11, color.Black), vg.Point{X: c.Min.X + 8, Y: c.Max.Y - 18}, p.Title)
 	below := drawLegend(c, lines)
 	g := plot.New()
 	g.BackgroundColor = color.Transparent
@@ -275,7 +277,7 @@ func pale(c color.Color) color.Color {
 
 // drawLegend names the lines below the graph, and returns how high that is.
 func drawLegend(c draw.Canvas, lines []series) vg.Length {
-	s := style(8, quietColor, text.XLeft)
+	s := style(8, quietColor)
 	type place struct {
 		row int
 		x   vg.Length
@@ -283,7 +285,7 @@ func drawLegend(c draw.Canvas, lines []series) vg.Length {
 	var places []place
 	row, x := 0, vg.Length(0)
 	for _, l := range lines {
-		width := s.Width(l.name) + 22
+		width := s.Width(l.name)*1.2 + 22
 		if x > 0 && x+width > c.Max.X-c.Min.X-12 {
 			row, x = row+1, 0
 		}

@@ -164,8 +164,13 @@ func TestRunsAreToldWhileTheKernelCountsThem(t *testing.T) {
 	}
 	p.tells(socket, `holdfast_members{interface="`+p.veth.NearName+`",lifetime="permanent",netns="`+p.netns()+`"} 1`)
 	const setting = "/proc/sys/kernel/bpf_stats_enabled"
-	if b, err := os.ReadFile(setting); err != nil || strings.TrimSpace(string(b)) != "0" {
-		t.Fatalf("%s is %q, error %v: somebody has switched it on", setting, b, err)
+	before, err := os.ReadFile(setting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.WriteFile(setting, before, 0) })
+	if err := os.WriteFile(setting, []byte("0"), 0); err != nil {
+		t.Fatal(err)
 	}
 	if strings.Contains(p.scrape(socket), "\nholdfast_hook_runs_total") {
 		t.Error("runs are told that nobody counts")
@@ -173,14 +178,14 @@ func TestRunsAreToldWhileTheKernelCountsThem(t *testing.T) {
 	if err := os.WriteFile(setting, []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
-	off := func() { os.WriteFile(setting, []byte("0"), 0) }
-	t.Cleanup(off)
 	got := p.scrape(socket)
 	if !strings.Contains(got, `holdfast_hook_runs_total{interface="`+p.veth.NearName+`",netns="`+p.netns()+`"} `) ||
 		!strings.Contains(got, `holdfast_hook_run_seconds_total{`) {
 		t.Error("runs are not told")
 	}
-	off()
+	if err := os.WriteFile(setting, []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
 	if strings.Contains(p.scrape(socket), "\nholdfast_hook_runs_total") {
 		t.Error("runs are told still")
 	}
