@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"runtime/debug"
 	"time"
@@ -28,6 +29,8 @@ type watcher struct {
 	told map[memberKey]uint32
 	// drift is what was said of each hook's drift, so that it is said once.
 	drift map[string]string
+	// gone are those of them whose interface is gone: nobody is to put them right.
+	gone map[string]bool
 	// moved are the hooks whose interfaces have moved, which was told, and lookedFor is
 	// when they were looked for last.
 	moved     map[string]bool
@@ -37,7 +40,7 @@ type watcher struct {
 }
 
 func newWatcher(d *Daemon) *watcher {
-	return &watcher{daemon: d, pokes: make(chan struct{}, 1), told: map[memberKey]uint32{}, drift: map[string]string{}, stored: map[uint32]bool{}}
+	return &watcher{daemon: d, pokes: make(chan struct{}, 1), told: map[memberKey]uint32{}, drift: map[string]string{}, gone: map[string]bool{}, stored: map[uint32]bool{}}
 }
 
 // poke has the watcher look soon.
@@ -127,7 +130,7 @@ func (w *watcher) look(ctx context.Context) error {
 	w.store(chains)
 	w.lookForMoved(chains)
 	w.tellDrift(ctx, chains, drift)
-	d.seen.set(chains, len(w.drift))
+	d.seen.set(chains, len(w.drift)-len(w.gone))
 	return nil
 }
 
@@ -268,11 +271,15 @@ func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, dr
 			continue
 		}
 		kind, message := describe(d)
+		if kind == driftGone {
+			w.gone[c.Entry] = true
+		}
 		w.daemon.metrics.Drift(kind)
 		w.daemon.tell(wire.Event{Kind: wire.Drift, Interface: c.Interface, Entry: c.Entry, Message: message})
 		w.daemon.declared.drifted(c.Interface)
 	}
 	w.drift = drift
+	maps.DeleteFunc(w.gone, func(entry string, _ bool) bool { return drift[entry] == "" })
 	w.daemon.declared.step(ctx)
 }
 

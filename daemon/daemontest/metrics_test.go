@@ -154,6 +154,25 @@ func TestWhatIsRestoredIsCounted(t *testing.T) {
 	p.empty()
 }
 
+// Who deletes an interface means all that is attached to it: that is told, and there is
+// nothing to put right.
+func TestAnInterfaceThatIsGoneIsNoDriftThatLasts(t *testing.T) {
+	p := newPlace(t)
+	socket := p.measured()
+	c := p.connect()
+	if err := c.attach("a", "pass"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.veth.Near.Conn.Delete(p.veth.NearIndex); err != nil {
+		t.Fatal(err)
+	}
+	p.tells(socket, `holdfast_drift_total{kind="interface_gone"} 1`, `holdfast_drifted_hooks 0`)
+	if err := c.call("Collect", wire.Collect{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.empty()
+}
+
 // What somebody else has switched on is read, and never switched on.
 func TestRunsAreToldWhileTheKernelCountsThem(t *testing.T) {
 	p := newPlace(t)

@@ -97,7 +97,7 @@ func TestTheDocumentHasAllMetricsAndNoOthers(t *testing.T) {
 		}
 		delete(documented, f.GetName())
 		for _, l := range labels {
-			if !regexp.MustCompile("(?m)^\\| (`[a-z]+`, )?`" + l + "`").Match(text) && f.GetName() != "holdfast_build_info" {
+			if !regexp.MustCompile("(?m)^\\| (`[a-z]+`, )?`"+l+"`").Match(text) && f.GetName() != "holdfast_build_info" {
 				t.Errorf("the label %s of %s is not documented", l, f.GetName())
 			}
 		}

@@ -18,7 +18,7 @@ type State struct {
 	Attachments []Attachment
 	// Clients are connected, of so many Users. Leases are held by descriptors.
 	Clients, Users, Leases int
-	// Drifted are hooks that are not as they were left, and Undone what is declared and
+	// Drifted are hooks that are not as they were left, though their interface is there, and Undone what is declared and
 	// not made.
 	Drifted, Undone int
 }
@@ -61,7 +61,7 @@ var (
 	leases      = describe("holdfast_leases", "Members that end with the process that holds them.")
 	clients     = describe("holdfast_clients", "Clients that are connected.")
 	users       = describe("holdfast_client_users", "Users whose clients are connected.")
-	drifted     = describe("holdfast_drifted_hooks", "Owned hooks that are not as Holdfast has left them.")
+	drifted     = describe("holdfast_drifted_hooks", "Owned hooks that are not as Holdfast has left them, without those whose interface is gone.")
 	undone      = describe("holdfast_undone_declarations", "Declared hooks that are not made as declared yet.")
 )
 
