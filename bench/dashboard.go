@@ -36,7 +36,7 @@ import (
 const (
 	shown       = 3 * time.Minute
 	scrapeEvery = 2 * time.Second
-	rateOver    = "15s"
+	rateOver    = "16s"
 )
 
 // Where the daemon and Prometheus are in the picture's network namespace.

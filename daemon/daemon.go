@@ -68,6 +68,7 @@ type Daemon struct {
 	declared *declarations
 	metrics  *metrics.Metrics // nil where nobody asks for them
 	seen     observed
+	survey   survey
 	// host is the id of the network namespace of process 1, and own of this process,
 	// empty where it can't be told.
 	host string

@@ -162,12 +162,56 @@ func (d *Daemon) state() metrics.State {
 		}
 		s.Hooks = append(s.Hooks, h)
 	}
-	var err error
-	if s.Attachments, err = attachments(owned); err != nil {
-		d.log.Warn("what is attached can't be counted", "error", err)
-		d.metrics.StateError()
-	}
+	s.Attachments = d.survey.look(func() ([]metrics.Attachment, error) {
+		all, err := attachments(owned)
+		if err != nil {
+			d.log.Warn("what is attached can't be counted", "error", err)
+			d.metrics.StateError()
+		}
+		return all, err
+	})
 	return s
+}
+
+// survey is what was attached in the daemon's network namespace when it was looked at
+// last. The kernel has one lock for all that are asked by netlink, which whoever changes
+// an interface anywhere may hold for seconds: a scrape does not wait that long.
+type survey struct {
+	mutex sync.Mutex
+	all   []metrics.Attachment
+	// looking is closed when the look that is under way has come to its end.
+	looking chan struct{}
+}
+
+// surveyed is how long a scrape waits for what is attached now.
+const surveyed = 500 * time.Millisecond
+
+// look looks by f, and returns what was there the last time if that takes long.
+func (s *survey) look(f func() ([]metrics.Attachment, error)) []metrics.Attachment {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.looking == nil {
+		done := make(chan struct{})
+		s.looking = done
+		go func() {
+			all, err := f()
+			s.mutex.Lock()
+			defer s.mutex.Unlock()
+			if err == nil {
+				s.all = all
+			}
+			s.looking = nil
+			close(done)
+		}()
+	}
+	looking := s.looking
+	s.mutex.Unlock()
+	select {
+	case <-looking:
+	case <-time.After(surveyed):
+	}
+	s.mutex.Lock()
+	return s.all
 }
 
 // attachments are the programs of this network namespace; owned are the links of

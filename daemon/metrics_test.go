@@ -1,13 +1,40 @@
 package daemon
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/holdfast-bpf/holdfast/internal/metrics"
 )
+
+// A look that takes long is waited for by the next scrape, and not begun again.
+func TestAScrapeDoesNotWaitForALongLook(t *testing.T) {
+	var s survey
+	one, two := []metrics.Attachment{{Mode: "native"}}, []metrics.Attachment{{Mode: "generic"}, {Mode: "native"}}
+	if got := s.look(func() ([]metrics.Attachment, error) { return one, nil }); len(got) != 1 {
+		t.Errorf("got %v", got)
+	}
+	if got := s.look(func() ([]metrics.Attachment, error) { return nil, errors.New("no") }); len(got) != 1 {
+		t.Errorf("after a failure: %v", got)
+	}
+	release := make(chan struct{})
+	if got := s.look(func() ([]metrics.Attachment, error) {
+		<-release
+		return two, nil
+	}); len(got) != 1 {
+		t.Errorf("while it is looked: %v", got)
+	}
+	close(release)
+	// It is that one, or another that finds the same.
+	if got := s.look(func() ([]metrics.Attachment, error) { return two, nil }); len(got) != 2 {
+		t.Errorf("afterwards: %v", got)
+	}
+}
 
 func TestMetricsAtAnAddressThatOthersReachAreWarnedOf(t *testing.T) {
 	for address, warned := range map[string]bool{"127.0.0.1:0": false, ":0": true} {
