@@ -166,15 +166,15 @@ func drawGraph(c draw.Canvas, p packaging.Panel, from, to time.Time) error {
 	g.X.Tick.Marker = plot.TickerFunc(minutes)
 	g.Y.Min, g.Y.Max = 0, 0
 	for _, a := range []*plot.Axis{&g.X, &g.Y} {
-		a.LineStyle.Width, a.Padding = 0, 2
-		a.Tick.LineStyle.Width, a.Tick.Length = 0, 0
+		a.Width, a.Padding = 0, 2
+		a.Tick.Width, a.Tick.Length = 0, 0
 		a.Tick.Label.Font = font.From(font.Font{Variant: "Sans"}, 8)
 		a.Tick.Label.Color = quietColor
 	}
 	grid := plotter.NewGrid()
 	grid.Horizontal.Color, grid.Vertical.Color = gridColor, gridColor
 	g.Add(grid)
-	top := 0.0
+	var top float64
 	var add func() error
 	if p.FieldConfig.Defaults.Custom.Stacking.Mode == "normal" {
 		top, add = stack(g, lines)
