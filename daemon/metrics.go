@@ -72,7 +72,7 @@ func (d *Daemon) newMetrics() *metrics.Metrics {
 		Methods: slices.Sorted(maps.Keys(d.methods())), Results: results, Conflicts: wire.Kinds(conflict),
 		Events: []string{
 			string(wire.Attached), string(wire.Replaced), string(wire.Detached), string(wire.Changed), string(wire.Locked),
-			string(wire.Unlocked), string(wire.Adopted), string(wire.Claimed), string(wire.Ended), string(wire.Denied),
+			string(wire.Unlocked), string(wire.Adopted), string(wire.Claimed), string(wire.Ended), string(wire.Denied), string(wire.Conflict),
 			string(wire.Drift), string(wire.Restored), string(wire.Reloaded),
 		},
 		Drift: []string{driftGone, driftMoved, driftUnpinned, driftDetached, driftReplaced},
