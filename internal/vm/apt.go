@@ -275,6 +275,9 @@ APT::Get::List-Cleanup "false";
 	return a, nil
 }
 
+// sources is the file that says where packages come from, in the deb822 format.
+func (a *apt) sources() string { return filepath.Join(a.dir, "suites.sources") }
+
 func (a *apt) run(ctx context.Context, tool string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, tool, append([]string{"-c", a.config}, args...)...)
 	cmd.Dir = a.dir

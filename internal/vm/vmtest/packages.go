@@ -23,10 +23,15 @@ const (
 	marker = module + "/internal/kerneltest"
 	// guestFiles in a package's testdata lists what its tests take from the
 	// host beside their own testdata, a line each: a program's name (its
-	// shared libraries come along), an absolute path, which may be a pattern,
-	// or "peer LINE" for libxdp's tools of that line (see vm.Peer), which
-	// tests on the machine's own kernel get as well.
-	guestFiles = "guest.files"
+	// shared libraries come along), or an absolute path, which may be a pattern;
+	// and, which tests on the machine's own kernel get as well, "peer LINE" for
+	// libxdp's tools of that line (see vm.Peer), "root SUITE" for the root of a
+	// Debian system (see vm.FetchRoot), and "packages VERSION…" for Holdfast's own
+	// packages, built as these versions, in a directory that packagesEnv names.
+	// With "only KERNEL" they run on that one and the machine's own.
+	guestFiles    = "guest.files"
+	packagesEnv   = "HOLDFAST_TEST_PACKAGES"
+	guestPackages = "/holdfast/packages"
 )
 
 // testPackage is a package that has tests.
@@ -39,6 +44,8 @@ type testPackage struct {
 	XTestImports []string
 
 	binary string // compiled tests, for kernel tests only
+	only   string // kernel of the matrix that they run on, if not on all
+	built  string // directory of Holdfast's packages, if it wants them
 }
 
 // name is the package's directory in the module, "." for its root.
@@ -84,6 +91,9 @@ func listPackages(ctx context.Context, patterns []string) (kernel, pure []*testP
 		switch {
 		case len(p.TestGoFiles)+len(p.XTestGoFiles) == 0:
 		case p.onKernel():
+			if err := p.readOnly(); err != nil {
+				return nil, nil, err
+			}
 			kernel = append(kernel, &p)
 		default:
 			pure = append(pure, &p)
@@ -111,6 +121,12 @@ func goTool(ctx context.Context, args ...string) ([]byte, error) {
 	return out, nil
 }
 
+// moduleRoot is the directory of this module's sources.
+func moduleRoot(ctx context.Context) (string, error) {
+	root, err := goTool(ctx, "list", "-m", "-f", "{{.Dir}}", module)
+	return strings.TrimSpace(string(root)), err
+}
+
 // guestDir is the package's directory in the guest: as in the module, so
 // that tests find testdata the usual way.
 func (p *testPackage) guestDir() string { return path.Join("/holdfast", p.name()) }
@@ -127,27 +143,79 @@ func (p *testPackage) guestContent(ctx context.Context) ([]vm.File, error) {
 	}
 	files = append(files, vm.File{Guest: p.guestBinary(), Host: p.binary, Mode: 0o755})
 	return files, p.eachLine(func(line string) error {
-		if peer, ok := peerLine(line); ok {
-			more, err := peerFiles(ctx, peer)
-			files = append(files, more...)
-			return err
-		}
-		more, err := hostFiles(line)
+		more, err := p.lineFiles(ctx, line)
 		files = append(files, more...)
 		return err
 	})
 }
 
-// fetchPeers puts the peers that the package's tests want into the cache.
-func (p *testPackage) fetchPeers(ctx context.Context) error {
-	return p.eachLine(func(line string) error {
-		peer, ok := peerLine(line)
-		if !ok {
-			return nil
+// lineFiles are the files of the guest for one line of a guest.files.
+func (p *testPackage) lineFiles(ctx context.Context, line string) ([]vm.File, error) {
+	switch what, names := directive(line); what {
+	case "peer":
+		peer, err := vm.FetchPeer(ctx, names[0], logf)
+		if err != nil {
+			return nil, err
 		}
-		_, err := vm.FetchPeer(ctx, peer, logf)
+		return peer.Files()
+	case "root":
+		tar, err := vm.FetchRoot(ctx, names[0], logf)
+		return []vm.File{vm.RootFile(names[0], tar)}, err
+	case "packages":
+		return vm.Dir(p.built, guestPackages)
+	case "only":
+		return nil, nil
+	}
+	return hostFiles(line)
+}
+
+// fetch puts what the package's tests want beside their testdata where they look
+// for it, on whichever kernel they run. Holdfast's packages go to a directory
+// below dir.
+func (p *testPackage) fetch(ctx context.Context, dir string) error {
+	return p.eachLine(func(line string) (err error) {
+		switch what, names := directive(line); what {
+		case "peer":
+			_, err = vm.FetchPeer(ctx, names[0], logf)
+		case "root":
+			_, err = vm.FetchRoot(ctx, names[0], logf)
+		case "packages":
+			p.built = filepath.Join(dir, strings.ReplaceAll(p.name(), "/", "-")+".packages")
+			err = buildPackages(ctx, p.built, names)
+		}
 		return err
 	})
+}
+
+// buildPackages builds Holdfast's packages as several versions.
+func buildPackages(ctx context.Context, dir string, versions []string) error {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return err
+	}
+	for _, version := range versions {
+		cmd := exec.CommandContext(ctx, filepath.Join(root, "scripts/packages"), version, dir)
+		cmd.Env = append(os.Environ(), "ARCHS=amd64")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("scripts/packages: %w\n%s", err, out)
+		}
+	}
+	return nil
+}
+
+// readOnly reads which kernel the tests are for, if not for all.
+func (p *testPackage) readOnly() error {
+	return p.eachLine(func(line string) error {
+		if what, names := directive(line); what == "only" {
+			p.only = names[0]
+		}
+		return nil
+	})
+}
+
+// runsOn tells whether the tests run in an environment.
+func (p *testPackage) runsOn(environment string) bool {
+	return p.only == "" || p.only == environment || environment == hostKernel
 }
 
 // eachLine calls f for what the package's guest.files has, if there is one.
@@ -173,20 +241,14 @@ func (p *testPackage) eachLine(f func(line string) error) error {
 	return lines.Err()
 }
 
-func peerLine(line string) (peer string, ok bool) {
+// directive takes a line of a guest.files apart that is not a file: what it asks
+// for, and the names of what.
+func directive(line string) (what string, names []string) {
 	words := strings.Fields(line)
-	if len(words) != 2 || words[0] != "peer" {
-		return "", false
+	if len(words) < 2 {
+		return "", nil
 	}
-	return words[1], true
-}
-
-func peerFiles(ctx context.Context, line string) ([]vm.File, error) {
-	peer, err := vm.FetchPeer(ctx, line, logf)
-	if err != nil {
-		return nil, err
-	}
-	return peer.Files()
+	return words[0], words[1:]
 }
 
 // hostFiles resolves one line of a guest.files.

@@ -59,6 +59,11 @@ func run(ctx context.Context, opts options, stdout io.Writer) (ok bool, err erro
 	if err := compile(ctx, r.needed(), bin); err != nil {
 		return false, err
 	}
+	for _, p := range r.needed() {
+		if err := p.fetch(ctx, bin); err != nil {
+			return false, err
+		}
+	}
 
 	reports := r.runAll(ctx)
 	for _, rep := range reports {
@@ -78,11 +83,11 @@ func run(ctx context.Context, opts options, stdout io.Writer) (ok bool, err erro
 }
 
 func readSkips(ctx context.Context) (skipList, error) {
-	root, err := goTool(ctx, "list", "-m", "-f", "{{.Dir}}", module)
+	root, err := moduleRoot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	file := filepath.Join(strings.TrimSpace(string(root)), "internal/vm/skips.txt")
+	file := filepath.Join(root, "internal/vm/skips.txt")
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -100,7 +105,13 @@ func (r *runner) packages(environment string) []*testPackage {
 	if environment == pureTests {
 		return r.pure
 	}
-	return r.kernel
+	var packages []*testPackage
+	for _, p := range r.kernel {
+		if p.runsOn(environment) {
+			packages = append(packages, p)
+		}
+	}
+	return packages
 }
 
 // needed are the packages of all environments of this run.
@@ -222,11 +233,6 @@ func (r *runner) runOnHostKernel(ctx context.Context, rep *environmentReport) er
 		return err
 	}
 	rep.Release = unix.ByteSliceToString(uts.Release[:])
-	for _, p := range r.kernel {
-		if err := p.fetchPeers(ctx); err != nil {
-			return err
-		}
-	}
 	return r.runHere(ctx, rep, func(cmd *exec.Cmd) {
 		cmd.Env = append(cmd.Env, testEnv(hostKernel))
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
@@ -241,7 +247,7 @@ func (r *runner) runHere(ctx context.Context, rep *environmentReport, prepare fu
 		ctx, cancel := context.WithTimeout(ctx, r.hardTimeout())
 		cmd := exec.CommandContext(ctx, p.binary, r.testFlags()...)
 		cmd.Dir = p.Dir
-		cmd.Env = os.Environ()
+		cmd.Env = append(os.Environ(), packagesEnv+"="+p.built)
 		cmd.Stdout, cmd.Stderr = t, t
 		cmd.WaitDelay = 5 * time.Second
 		if prepare != nil {
@@ -273,7 +279,7 @@ func (r *runner) runInMachine(ctx context.Context, rep *environmentReport) error
 	}
 	var runs []*packageRun
 	var errs []error
-	for _, p := range r.kernel {
+	for _, p := range r.packages(kernel) {
 		files, err := p.guestContent(ctx)
 		if err != nil {
 			return err
@@ -283,7 +289,7 @@ func (r *runner) runInMachine(ctx context.Context, rep *environmentReport) error
 		runs = append(runs, t)
 		cfg.Commands = append(cfg.Commands, vm.Command{
 			Path: p.guestBinary(), Args: r.testFlags(), Dir: p.guestDir(),
-			Env:     []string{testEnv(kernel), "HOLDFAST_CACHE=" + vm.GuestCache},
+			Env:     []string{testEnv(kernel), "HOLDFAST_CACHE=" + vm.GuestCache, packagesEnv + "=" + guestPackages},
 			Timeout: r.hardTimeout(), Stdout: t, Stderr: t,
 			Done: func(s vm.Status) {
 				why := ""
@@ -293,6 +299,9 @@ func (r *runner) runInMachine(ctx context.Context, rep *environmentReport) error
 				errs = append(errs, t.end(s.Elapsed, s.OK(), why))
 			},
 		})
+	}
+	if len(cfg.Commands) == 0 {
+		return nil // no test is for this kernel
 	}
 	result, err := vm.Run(ctx, cfg)
 	rep.Release = result.Release
