@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -243,6 +245,29 @@ func TestKernelTestsAreFoundByTheirFixtures(t *testing.T) {
 	} {
 		if got := test.p.onKernel(); got != test.want {
 			t.Errorf("%+v: %v", test.p, got)
+		}
+	}
+}
+
+func TestSomeTestsAreForOneKernel(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "testdata"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lines := "ip # a program\nroot bookworm\nonly 6.12 # and no other\n"
+	if err := os.WriteFile(filepath.Join(dir, "testdata", guestFiles), []byte(lines), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	one, all := &testPackage{Dir: dir}, &testPackage{Dir: t.TempDir()}
+	for _, p := range []*testPackage{one, all} {
+		if err := p.readOnly(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := &runner{kernel: []*testPackage{one, all}}
+	for environment, want := range map[string][]*testPackage{"5.10": {all}, "6.12": {one, all}, hostKernel: {one, all}} {
+		if got := r.packages(environment); !slices.Equal(got, want) {
+			t.Errorf("on %s %d packages run, want %d", environment, len(got), len(want))
 		}
 	}
 }
