@@ -16,7 +16,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS = -s -w -X github.com/holdfast-bpf/holdfast/internal/cli.version=$(VERSION)
 VMTEST  = $(GO) run ./internal/vm/vmtest $(if $(RUN),-run '$(RUN)') $(if $(V),-v)
 
-.PHONY: help build install packages demo test test-host test-vm bench fuzz generate lint deps clean
+.PHONY: help build install packages demo test test-host test-vm bench fuzz generate man lint deps clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,14 +24,18 @@ help: ## this list
 build: ## bin/holdfast, one static binary
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/holdfast
 
-install: build ## to PREFIX (/usr/local), below DESTDIR if given; XDP_LOADER=1: by that name, too
+install: build man ## to PREFIX (/usr/local), below DESTDIR if given; XDP_LOADER=1: by that name, too
 	install -D -m 0755 bin/holdfast $(DESTDIR)$(PREFIX)/bin/holdfast
 	$(if $(XDP_LOADER),ln -sf holdfast $(DESTDIR)$(PREFIX)/bin/xdp-loader)
 	scripts/install-completions bin/holdfast $(DESTDIR)$(PREFIX)/share
+	scripts/install-man bin/man $(DESTDIR)$(PREFIX)/share/man/man1
 	scripts/install-units '$(PREFIX)' '$(DESTDIR)'
 
 packages: ## the deb and the rpm, into bin/packages; the same bytes wherever they are built
 	@scripts/packages
+
+man: ## manual pages, into bin/man
+	$(GO) run ./internal/cli/reference/write -man bin/man -version '$(VERSION)'
 
 demo: ## the main job on real packets, in namespaces of its own (as root)
 	@scripts/deps demo
