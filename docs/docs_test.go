@@ -6,8 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-bpf/holdfast/internal/cli"
 	"github.com/holdfast-bpf/holdfast/internal/cli/xdploader"
@@ -15,13 +18,17 @@ import (
 
 const root = ".."
 
-// documents are all that people read.
+// documents are all that people read, and people write.
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	paths := []string{"../README.md", "../CONTRIBUTING.md"}
-	more, err := filepath.Glob("*.md")
-	if err != nil {
-		t.Fatal(err)
+	var more []string
+	for _, pattern := range []string{"*.md", "howto/*.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		more = append(more, found...)
 	}
 	texts := map[string]string{}
 	for _, path := range append(paths, more...) {
@@ -67,6 +74,9 @@ func TestEveryCommandInTheDocumentsCanBeCalledLikeThat(t *testing.T) {
 	targets := makeTargets(t)
 	checked := map[string]int{}
 	for path, text := range documents(t) {
+		if slices.Contains(Run(), path) {
+			continue // docs/docstest runs it
+		}
 		for _, words := range commands(text) {
 			line := strings.Join(words, " ")
 			checked[words[0]]++
@@ -129,6 +139,38 @@ func parses(args []string) error {
 		return err
 	}
 	return c.ValidateArgs(c.Flags().Args())
+}
+
+// Blocks that can't be run are few, each with its reason.
+func TestBlocksThatAreNotRunAreTheseOnly(t *testing.T) {
+	var got []string
+	for _, path := range Run() {
+		text, err := Files.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		steps, err := Steps(string(text))
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		for _, s := range steps {
+			if s.NotRun == "" {
+				continue
+			}
+			first, _, _ := strings.Cut(s.Code, " ")
+			got = append(got, path+": "+strings.TrimSpace(first)+": "+s.NotRun)
+			if words := strings.Fields(s.Code); words[0] == "holdfast" {
+				t.Errorf("%s: line %d: holdfast is there, and can be run", path, s.Line)
+			}
+		}
+	}
+	want, err := os.ReadFile("testdata/not-run.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), strings.Join(got, "\n")+"\n"); diff != "" {
+		t.Errorf("what is not run is not what testdata/not-run.txt says (-want +got):\n%s", diff)
+	}
 }
 
 func TestACommandThatDoesNotExistIsFound(t *testing.T) {

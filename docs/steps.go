@@ -2,10 +2,20 @@ package docs
 
 import (
 	"fmt"
+	"io/fs"
 	"regexp"
 	"strconv"
 	"strings"
 )
+
+// Run are the pages whose commands docs/docstest runs, in order.
+func Run() []string {
+	pages, err := fs.Glob(Files, "howto/*.md")
+	if err != nil {
+		panic(err) // the pattern is wrong
+	}
+	return append(pages, "tutorial.md")
+}
 
 // Step is a block of commands on a page.
 type Step struct {

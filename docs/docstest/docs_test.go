@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,18 +33,8 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// run are the pages whose commands are run.
-func run(t *testing.T) []string {
-	t.Helper()
-	pages, err := fs.Glob(docs.Files, "howto/*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return append(pages, "tutorial.md")
-}
-
 func TestWhatThePagesSayIsDone(t *testing.T) {
-	for _, name := range run(t) {
+	for _, name := range docs.Run() {
 		t.Run(name, func(t *testing.T) {
 			kerneltest.NoLeaks(t)
 			// The pages are about a machine, so each has one of its own: see page.

@@ -42,6 +42,7 @@ import (
 //go:generate bpf2go Pass ../../bpf/pass.c
 //go:generate bpf2go Pinned ../../bpf/pinned.c
 //go:generate bpf2go Proprietary ../../bpf/proprietary.c
+//go:generate bpf2go Root ../../bpf/root.c
 //go:generate bpf2go Runconfig ../../bpf/runconfig.c
 //go:generate bpf2go Serial ../../bpf/serial.c
 //go:generate bpf2go Size ../../bpf/size.c
