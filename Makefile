@@ -16,7 +16,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS = -s -w -X github.com/holdfast-bpf/holdfast/internal/cli.version=$(VERSION)
 VMTEST  = $(GO) run ./internal/vm/vmtest $(if $(RUN),-run '$(RUN)') $(if $(V),-v)
 
-.PHONY: help build install packages demo test test-host test-vm bench fuzz generate man lint deps clean
+.PHONY: help build install packages demo test test-host test-vm bench fuzz generate man site lint deps clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ packages: ## the deb and the rpm, into bin/packages; the same bytes wherever the
 
 man: ## manual pages, into bin/man
 	$(GO) run ./internal/cli/reference/write -man bin/man -version '$(VERSION)'
+
+site: ## the documentation as a site, into bin/site
+	$(GO) run ./internal/site/write -out bin/site
 
 demo: ## the main job on real packets, in namespaces of its own (as root)
 	@scripts/deps demo

@@ -32,6 +32,11 @@ var unwanted = []struct {
 		why:      "plots are for bench",
 	},
 	{
+		packages: []string{"cmd/holdfast"},
+		imports:  []string{"github.com/yuin/goldmark", module + "/docs"},
+		why:      "the documentation is rendered where it is written",
+	},
+	{
 		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "client", "varlink", "policy", "holdfasttest"},
 		imports:  []string{"github.com/prometheus", "net/http", "crypto/tls"},
 		why:      "metrics are for the daemon",

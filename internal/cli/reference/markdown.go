@@ -72,11 +72,12 @@ func escape(text string) string {
 	return strings.NewReplacer(`\`, `\\`, "<", `\<`, "*", `\*`, "`", "\\`", "|", `\|`, "[", `\[`).Replace(text)
 }
 
-var quoted = regexp.MustCompile(`'(holdfast(?:\s+[a-z-]+)*)'`)
+var words = regexp.MustCompile(`'holdfast(?:\s+[a-z-]+)*'|--[a-z][a-z-]*[a-z]`)
 
-// links makes links of the commands that the text names in quotes.
+// links makes links of the commands that the text names in quotes, and code of those
+// with arguments and of flags.
 func links(text string, known []Page) string {
-	return quoted.ReplaceAllStringFunc(text, func(name string) string {
+	return words.ReplaceAllStringFunc(text, func(name string) string {
 		command := strings.Join(strings.Fields(strings.Trim(name, "'")), " ")
 		for _, p := range known {
 			if p.Command == command {
