@@ -8,13 +8,14 @@ import (
 	"strings"
 )
 
-// Run are the pages whose commands docs/docstest runs, in order.
+// Run are the pages whose commands docs/docstest runs. It runs the README, too, which
+// is not among [Files].
 func Run() []string {
 	pages, err := fs.Glob(Files, "howto/*.md")
 	if err != nil {
 		panic(err) // the pattern is wrong
 	}
-	return append(pages, "tutorial.md")
+	return append(pages, "tutorial.md", "daemon.md", "policy.md")
 }
 
 // Step is a block of commands on a page.
@@ -28,6 +29,12 @@ type Step struct {
 	Hidden bool
 	// NotRun says why the tests can't run it, if they can't.
 	NotRun string
+	// Where is a command that succeeds where the step can be run: it needs what not
+	// every kernel has.
+	Where string
+	// Until is a command that succeeds when the step has done its work, if it runs
+	// until it is stopped; $OUT is a file with what it has printed.
+	Until string
 	// Exit is the code that its last command ends with.
 	Exit int
 	// Output is what it prints, if the page says so; see [Matches].
@@ -42,6 +49,8 @@ const (
 
 var (
 	notRun = regexp.MustCompile(`^<!-- not run: (.+) -->$`)
+	where  = regexp.MustCompile(`^<!-- where: (.+) -->$`)
+	until  = regexp.MustCompile(`^<!-- until: (.+) -->$`)
 	fails  = regexp.MustCompile(`^<!-- fails: ([1-9][0-9]*) -->$`)
 )
 
@@ -49,8 +58,10 @@ var (
 //
 // A block of sh is a step; one of output that follows it is what it prints. A
 // comment "<!-- not run: reason -->" before it says that it can't be run, and
-// "<!-- fails: 4 -->" that its last command ends with that code. A comment that
-// begins with a line "<!-- sh" is a step that readers do not see.
+// "<!-- fails: 4 -->" that its last command ends with that code; "<!-- until:
+// command -->" says that it runs until it is stopped, which is when that command
+// succeeds; "<!-- where: command -->" that it is only run where that succeeds. A comment
+// that begins with a line "<!-- sh" is a step that readers do not see.
 func Steps(page string) ([]Step, error) {
 	var steps []Step
 	lines := strings.Split(page, "\n")
@@ -69,7 +80,7 @@ func Steps(page string) ([]Step, error) {
 			return "", fmt.Errorf("line %d: %s has no end", from, line)
 		}
 		language, fenced := strings.CutPrefix(line, fenceOf)
-		if pending && line != "" && (!fenced || language != "sh") {
+		if pending && line != "" && (!fenced || language != "sh") && !about(line) {
 			return nil, fmt.Errorf("line %d: a comment before it is about a block of sh, and this is none", i+1)
 		}
 		switch {
@@ -83,6 +94,10 @@ func Steps(page string) ([]Step, error) {
 			steps, direct = append(steps, step), false
 		case notRun.MatchString(line):
 			next.NotRun, pending, direct = notRun.FindStringSubmatch(line)[1], true, false
+		case where.MatchString(line):
+			next.Where, pending, direct = where.FindStringSubmatch(line)[1], true, false
+		case until.MatchString(line):
+			next.Until, pending, direct = until.FindStringSubmatch(line)[1], true, false
 		case fails.MatchString(line):
 			next.Exit, _ = strconv.Atoi(fails.FindStringSubmatch(line)[1])
 			pending, direct = true, false
@@ -116,6 +131,16 @@ func Steps(page string) ([]Step, error) {
 		return nil, fmt.Errorf("the last comment is about a block of sh, and none follows")
 	}
 	return steps, nil
+}
+
+// about tells whether the line is a comment about the block that follows.
+func about(line string) bool {
+	for _, comment := range []*regexp.Regexp{notRun, where, until, fails} {
+		if comment.MatchString(line) {
+			return true
+		}
+	}
+	return false
 }
 
 var number = regexp.MustCompile(`[0-9]{2,}`)

@@ -37,6 +37,12 @@ holdfast attach eth0 other.o
 holdfast features eth7
 ~~~
 
+<!-- where: holdfast features | grep freplace -->
+<!-- until: test -S daemon.sock -->
+~~~sh
+holdfast daemon
+~~~
+
 ~~~
 not for us
 ~~~
@@ -47,6 +53,7 @@ not for us
 		{Line: 9, Code: "holdfast status\n", Output: &output},
 		{Line: 18, Code: "holdfast attach eth0 other.o\n", Exit: 4},
 		{Line: 24, Code: "holdfast features eth7\n", NotRun: "needs a card"},
+		{Line: 30, Code: "holdfast daemon\n", Where: "holdfast features | grep freplace", Until: "test -S daemon.sock"},
 	}
 	got, err := Steps(page)
 	if err != nil {
@@ -65,6 +72,7 @@ func TestAPageThatCanNotBeMeantIsRefused(t *testing.T) {
 		"a hidden step without end":   "<!-- sh\nx\n",
 		"a comment about nothing":     "<!-- fails: 4 -->\n",
 		"a comment about text":        "<!-- fails: 4 -->\ntext\n",
+		"a comment about no sh":       "<!-- fails: 4 -->\n<!-- where: x -->\n~~~go\nx\n~~~\n",
 		"a comment about other block": "<!-- not run: x -->\n~~~go\nx\n~~~\n",
 	} {
 		if steps, err := Steps(strings.ReplaceAll(page, "~~~", fence3)); err == nil {

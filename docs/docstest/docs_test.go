@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,11 +35,14 @@ func TestMain(m *testing.M) {
 	})
 }
 
+// readme is beside the others, and so comes with the test's own files.
+const readme = "README.md"
+
 func TestWhatThePagesSayIsDone(t *testing.T) {
 	// In a virtual machine all takes many times as long: each of them does some of the
 	// how-to pages, and together they do them all.
 	sample := kerneltest.OneOf(3)
-	for i, name := range docs.Run() {
+	for i, name := range append(docs.Run(), readme) {
 		if name != "tutorial.md" && !sample.Takes(i) {
 			continue
 		}
@@ -74,7 +79,11 @@ func page(args []string) int {
 
 // follow does what the page says.
 func follow(dir, name string) error {
-	text, err := docs.Files.ReadFile(name)
+	files := fs.FS(docs.Files)
+	if name == readme {
+		files = os.DirFS("testdata")
+	}
+	text, err := fs.ReadFile(files, name)
 	if err != nil {
 		return err
 	}
@@ -97,7 +106,17 @@ func follow(dir, name string) error {
 			left++
 			continue
 		}
-		printed, err := sh.do(step)
+		if step.Where != "" {
+			if _, err := sh.do(docs.Step{Code: "if " + step.Where + "; then :; else (exit 1); fi\n", Exit: 1}); err == nil {
+				left++
+				continue
+			}
+		}
+		run := sh.do
+		if step.Until != "" {
+			run = sh.serve
+		}
+		printed, err := run(step)
 		if err != nil {
 			return errors.Join(append(others, fmt.Errorf("line %d: %w\n%s\nit printed\n%s", step.Line, err, step.Code, printed))...)
 		}
@@ -180,6 +199,47 @@ func (s *shell) end() {
 	s.in.Close()
 	_ = s.cmd.Process.Kill()
 	_ = s.cmd.Wait()
+}
+
+// serve runs a step that runs until it is stopped, and stops it when it has done its
+// work. It has a shell of its own.
+func (s *shell) serve(step docs.Step) (printed string, err error) {
+	s.done++
+	out, err := os.Create(filepath.Join(s.dir, fmt.Sprintf("step%d.out", s.done)))
+	if err != nil {
+		return "", err
+	}
+	defer out.Close()
+	cmd := exec.Command("sh", "-c", step.Code)
+	cmd.Dir, cmd.Env = s.dir, s.cmd.Env
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	// What it started has to end as well.
+	stop := func() { _ = unix.Kill(-cmd.Process.Pid, unix.SIGTERM) }
+	read := func() string {
+		b, _ := os.ReadFile(out.Name())
+		return string(b)
+	}
+	for {
+		select {
+		case err := <-ended:
+			return read(), fmt.Errorf("it ended by itself: %w", err)
+		default:
+		}
+		ask := exec.Command("sh", "-c", step.Until)
+		ask.Dir, ask.Env = s.dir, append(s.cmd.Env, "OUT="+out.Name())
+		if ask.Run() == nil {
+			stop()
+			<-ended
+			return read(), nil
+		}
+		time.Sleep(20 * time.Millisecond) // between two looks
+	}
 }
 
 // do runs one step, and returns what it printed. Each of its commands has to
