@@ -228,7 +228,7 @@ func (s *shell) serve(step docs.Step) (printed string, err error) {
 	for {
 		select {
 		case err := <-ended:
-			return read(), fmt.Errorf("it ended by itself: %w", err)
+			return read(), errors.Join(errors.New("it ended by itself"), err)
 		default:
 		}
 		ask := exec.Command("sh", "-c", step.Until)
