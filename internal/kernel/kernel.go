@@ -508,3 +508,16 @@ func AwaitGracePeriod() error {
 }
 
 const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL
+
+// AttachTracing attaches a program of type BPF_PROG_TYPE_TRACING to the function
+// that it was loaded for, and returns the link, which is all that holds it there.
+// Since Linux 5.5; what it can be attached to depends on the kernel.
+func AttachTracing(progFD int) (FD, error) {
+	attr := struct {
+		name   uint64
+		progFD uint32
+		_      uint32
+	}{progFD: uint32(progFD)}
+	fd, err := bpf(unix.BPF_RAW_TRACEPOINT_OPEN, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return FD(fd), err
+}
