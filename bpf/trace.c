@@ -51,8 +51,8 @@ const volatile struct {
 const volatile __u32 number SEC(".rodata.member");
 
 struct {
-	__u64 matched; /* packets; above the limit, those that came too late */
-	__u64 lost;    /* those that there was no room for */
+	__u64 told; /* packets; the last may be some more than the limit */
+	__u64 lost; /* those that there was no room for */
 } counters;
 
 struct step {
@@ -256,7 +256,7 @@ int begin(__u64 *args)
 	if (!s)
 		return 0;
 	s->ctx = 0;
-	if (*(volatile __u64 *)&counters.matched >= options.limit || !mine(xdp))
+	if (*(volatile __u64 *)&counters.told >= options.limit || !mine(xdp))
 		return 0;
 	data = BPF_CORE_READ(xdp, data);
 	length = BPF_CORE_READ(xdp, data_end) - data;
@@ -266,7 +266,6 @@ int begin(__u64 *args)
 	dissect(s, known);
 	if (!matches(s))
 		return 0;
-	__sync_fetch_and_add(&counters.matched, 1);
 	kept = length < options.snap ? length : options.snap;
 	if (kept > SNAP)
 		kept = SNAP;
@@ -311,6 +310,8 @@ int end(__u64 *args)
 		return 0;
 	if (bpf_ringbuf_output(&packets, &s->packet, __builtin_offsetof(struct packet, data) + kept, 0))
 		__sync_fetch_and_add(&counters.lost, 1);
+	else
+		__sync_fetch_and_add(&counters.told, 1);
 	return 0;
 }
 

@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"time"
-
-	"github.com/holdfast-bpf/holdfast/chain"
 )
 
 // What bpf/trace.c has room for.
@@ -53,7 +51,7 @@ type programOptions struct {
 }
 
 // counters are those of bpf/trace.c.
-type counters struct{ Matched, Lost uint64 }
+type counters struct{ Told, Lost uint64 }
 
 // What comes before the steps, and one of these.
 const (
@@ -76,13 +74,13 @@ func parseRecord(b []byte, boot time.Time) (*Packet, error) {
 	}
 	p := &Packet{
 		Time:   boot.Add(time.Duration(binary.NativeEndian.Uint64(b))),
-		Length: int(word(8)), Verdict: chain.Action(word(16)),
+		Length: int(word(8)), Verdict: Verdict(word(16)),
 		Data: append([]byte(nil), b[packetSize:packetSize+int(kept)]...),
 		Met:  []Step{},
 	}
 	for i := range int(min(steps, maxSteps)) {
 		offset := packetHead + i*stepSize
-		p.Met = append(p.Met, Step{Member: int(word(offset)), Returned: chain.Action(word(offset + 4))})
+		p.Met = append(p.Met, Step{Member: int(word(offset)), Returned: Verdict(word(offset + 4))})
 	}
 	return p, nil
 }

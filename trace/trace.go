@@ -1,0 +1,354 @@
+package trace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
+	"github.com/holdfast-bpf/holdfast/xdp"
+)
+
+// What can go wrong beside package xdp's sentinels, for errors.Is. Each is
+// wrapped by an [*xdp.Error].
+var (
+	// ErrUntraceable: the kernel attaches nothing to the program. It is an
+	// ErrNotSupported.
+	ErrUntraceable = fmt.Errorf("%w: the program can't be traced", xdp.ErrNotSupported)
+)
+
+// Options say what is traced.
+type Options struct {
+	// Hook is where packets come to. Nil is any: all that runs the program.
+	Hook *xdp.Hook
+	// Program is the id of what is attached there: a dispatcher, a fused chain
+	// or a program alone.
+	Program uint32
+	// Members are those of the chain, in order. A program alone is one, with
+	// the same id.
+	Members []Member
+	// Filter is which packets, nil for all.
+	Filter *Filter
+	// Count is after how many packets the trace ends, at least 1.
+	Count uint32
+	// Snap is how many bytes of each packet are kept, MaxSnap at most.
+	Snap uint32
+}
+
+// MaxSnap is how much can be kept of a packet, in bytes.
+const MaxSnap = maxSnap
+
+// Trace is a trace that is on.
+type Trace struct {
+	members  []Member
+	seen     []bool
+	refused  []error
+	alone    bool
+	left     uint32
+	boot     time.Time
+	links    []kernel.FD
+	reader   *ringbuf.Reader
+	counters *ebpf.Map
+}
+
+// Open begins a trace, which ends with Close and with the process. It needs
+// CAP_SYS_ADMIN, and a kernel that compiles programs and has BTF (Linux 5.10; on
+// arm64 6.0). Members that the kernel does not let be watched are told by
+// [Trace.Unseen].
+//
+// Errors: ErrUntraceable, xdp.ErrNotFound, xdp.ErrPermission, xdp.ErrInvalid.
+func Open(o Options) (*Trace, error) {
+	if o.Count == 0 || o.Snap > MaxSnap {
+		return nil, &xdp.Error{
+			Op: "trace", Err: xdp.ErrInvalid, Detail: fmt.Sprintf("%d packets, %d bytes of each", o.Count, o.Snap),
+			Hint: fmt.Sprintf("ask for a packet at least, and for %d bytes of it at most", MaxSnap),
+		}
+	}
+	t := &Trace{
+		members: o.Members, seen: make([]bool, len(o.Members)), refused: make([]error, len(o.Members)), left: o.Count,
+		alone: len(o.Members) == 1 && (o.Members[0].ProgramID == o.Program || o.Members[0].ProgramID == 0),
+	}
+	if err := t.open(o); err != nil {
+		t.Close()
+		return nil, explain(o, err)
+	}
+	return t, nil
+}
+
+func (t *Trace) open(o Options) error {
+	spec, err := loadPrograms()
+	if err != nil {
+		return err
+	}
+	options, err := o.forProgram()
+	if err != nil {
+		return err
+	}
+	if err := spec.Variables[programsVarOptions].Set(options); err != nil {
+		return err
+	}
+	target, err := openFunction(o.Program)
+	if err != nil {
+		return err
+	}
+	defer target.program.Close()
+	shared, err := load(spec, target, nil, nil, programsProgBegin, programsProgEnd)
+	if err != nil {
+		return err
+	}
+	defer shared.Close()
+	if t.reader, err = ringbuf.NewReader(shared.Maps[programsMapPackets]); err != nil {
+		return err
+	}
+	if t.counters, err = shared.Maps[".bss"].Clone(); err != nil {
+		return err
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return err
+	}
+	t.boot = time.Now().Add(-time.Duration(now.Nano()))
+	// The first is the last that is attached, so that no packet is followed which
+	// not all look at.
+	if err := t.attach(shared.Programs[programsProgEnd]); err != nil {
+		return err
+	}
+	for i, m := range o.Members {
+		if t.alone {
+			t.seen[i] = true
+			break
+		}
+		if m.ProgramID == 0 {
+			t.refused[i] = errFused
+			continue
+		}
+		if err := t.watch(spec, shared.Maps, uint32(i), m.ProgramID); err != nil {
+			t.refused[i] = err
+			continue
+		}
+		t.seen[i] = true
+	}
+	return t.attach(shared.Programs[programsProgBegin])
+}
+
+var errFused = errors.New("it is no program of its own, but a part of the chain's")
+
+// forProgram are the options as the kernel's program has them.
+func (o Options) forProgram() (programOptions, error) {
+	p := programOptions{Limit: o.Count, Snap: o.Snap}
+	if o.Filter != nil {
+		p.Tests = uint32(copy(p.Test[:], o.Filter.tests))
+	}
+	if o.Hook == nil {
+		return p, nil
+	}
+	p.Ifindex = uint32(o.Hook.Index())
+	f, err := o.Hook.Namespace().File()
+	if err != nil {
+		return p, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return p, err
+	}
+	p.Netns = uint32(info.Sys().(*syscall.Stat_t).Ino)
+	return p, nil
+}
+
+// function is the main function of a program, which others can be attached to.
+type function struct {
+	program *ebpf.Program
+	name    string
+}
+
+var errNoTypes = errors.New("it has no type information (BTF)")
+
+// openFunction opens a program, which the caller closes.
+func openFunction(id uint32) (f function, err error) {
+	fd, err := kernel.ProgramByID(id)
+	if err != nil {
+		return f, err
+	}
+	info, err := kernel.ReadProgram(fd)
+	if err != nil {
+		fd.Close()
+		return f, err
+	}
+	if f.program, err = ebpf.NewProgramFromFD(int(fd)); err != nil {
+		return f, err
+	}
+	defer func() {
+		if err != nil {
+			f.program.Close()
+		}
+	}()
+	if info.BTFID == 0 {
+		return f, errNoTypes
+	}
+	handle, err := btf.NewHandleFromID(btf.ID(info.BTFID))
+	if err != nil {
+		return f, err
+	}
+	defer handle.Close()
+	types, err := handle.Spec(nil)
+	if err != nil {
+		return f, err
+	}
+	main, err := types.TypeByID(btf.TypeID(info.Function))
+	if err != nil {
+		return f, err
+	}
+	f.name = main.TypeName()
+	return f, nil
+}
+
+// load loads programs for the function, with maps of others. The caller closes
+// what it returns.
+func load(spec *ebpf.CollectionSpec, f function, maps map[string]*ebpf.Map, change func(*ebpf.CollectionSpec) error, programs ...string) (*ebpf.Collection, error) {
+	part := spec.Copy()
+	for name := range part.Programs {
+		delete(part.Programs, name)
+	}
+	for _, name := range programs {
+		p := spec.Programs[name].Copy()
+		p.AttachTarget, p.AttachTo = f.program, f.name
+		part.Programs[name] = p
+	}
+	if change != nil {
+		if err := change(part); err != nil {
+			return nil, err
+		}
+	}
+	return ebpf.NewCollectionWithOptions(part, ebpf.CollectionOptions{MapReplacements: maps})
+}
+
+// watch has what the member returns be told.
+func (t *Trace) watch(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, number, id uint32) error {
+	f, err := openFunction(id)
+	if err != nil {
+		return err
+	}
+	defer f.program.Close()
+	shared := map[string]*ebpf.Map{programsMapStates: maps[programsMapStates]}
+	change := func(s *ebpf.CollectionSpec) error { return s.Variables[programsVarNumber].Set(number) }
+	only := spec.Copy()
+	for name := range only.Maps {
+		if name != programsMapStates && name != ".rodata.member" {
+			delete(only.Maps, name)
+		}
+	}
+	c, err := load(only, f, shared, change, programsProgMember)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return t.attach(c.Programs[programsProgMember])
+}
+
+func (t *Trace) attach(p *ebpf.Program) error {
+	link, err := kernel.AttachTracing(p.FD())
+	if err != nil {
+		return err
+	}
+	t.links = append(t.links, link)
+	return nil
+}
+
+func explain(o Options, err error) error {
+	var known *xdp.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	e := &xdp.Error{Op: "trace", Hook: fmt.Sprintf("program %d", o.Program), Err: xdp.ErrUnexpected, Detail: err.Error(), Hint: "try again"}
+	if o.Hook != nil {
+		e.Hook = o.Hook.String()
+	}
+	var verifier *ebpf.VerifierError
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		e.Err, e.Detail, e.Hint = xdp.ErrPermission, "the kernel does not let this process trace programs", "run as root"
+	case errors.Is(err, os.ErrNotExist) && errors.Is(err, unix.ENOENT):
+		e.Err, e.Detail, e.Hint = xdp.ErrNotFound, fmt.Sprintf("program %d is not loaded", o.Program), "look at what is attached now"
+	case errors.Is(err, errNoTypes):
+		e.Err, e.Detail = ErrUntraceable, fmt.Sprintf("program %d was loaded without type information (BTF), which the kernel asks for", o.Program)
+		e.Hint = "build it with debug information (clang -g)"
+	case errors.Is(err, ebpf.ErrNotSupported), errors.As(err, &verifier), errors.Is(err, unix.Errno(524)), errors.Is(err, unix.EINVAL):
+		e.Err, e.Hint = ErrUntraceable, "it takes a kernel that compiles programs (net.core.bpf_jit_enable) and has BTF"
+	}
+	errors.As(err, &e.Errno)
+	return e
+}
+
+// Members are those that the trace was opened with.
+func (t *Trace) Members() []Member { return t.members }
+
+// Unseen tells why what the member returns can't be told, nil if it can be.
+func (t *Trace) Unseen(member int) error { return t.refused[member] }
+
+// Next waits for a packet. It returns an io.EOF after as many as were asked for,
+// and the context's error if it is over before.
+func (t *Trace) Next(ctx context.Context) (*Packet, error) {
+	if t.left == 0 {
+		return nil, io.EOF
+	}
+	stop := context.AfterFunc(ctx, func() { t.reader.Flush() })
+	defer stop()
+	for {
+		record, err := t.reader.Read()
+		if errors.Is(err, ringbuf.ErrFlushed) {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			continue // that was an earlier context's
+		}
+		if err != nil {
+			return nil, fmt.Errorf("wait for a packet: %w", err)
+		}
+		p, err := parseRecord(record.RawSample, t.boot)
+		if err != nil {
+			return nil, err
+		}
+		t.left--
+		if t.alone {
+			p.Met = []Step{{0, p.Verdict}}
+		}
+		p.judge(t.members, t.seen)
+		return p, nil
+	}
+}
+
+// Lost is how many packets matched that there was no room for, because nobody
+// took those before.
+func (t *Trace) Lost() (uint64, error) {
+	var c counters
+	if err := t.counters.Lookup(uint32(0), &c); err != nil {
+		return 0, err
+	}
+	return c.Lost, nil
+}
+
+// Close ends the trace.
+func (t *Trace) Close() error {
+	var err error
+	for i := len(t.links) - 1; i >= 0; i-- {
+		err = errors.Join(err, t.links[i].Close())
+	}
+	t.links = nil
+	if t.reader != nil {
+		err = errors.Join(err, t.reader.Close())
+	}
+	if t.counters != nil {
+		err = errors.Join(err, t.counters.Close())
+	}
+	return err
+}
