@@ -129,6 +129,16 @@ static __always_inline void address_is(struct state *s, enum field f, __u32 offs
 	s->present |= 1 << f;
 }
 
+/* copy copies that much of a packet. The verifier has to see the bounds of the very
+ * value that the helper gets. */
+static __always_inline long copy(struct state *s, __u64 bytes, void *data)
+{
+	asm volatile("" : "+r"(bytes));
+	if (bytes > SNAP)
+		return -1;
+	return bpf_probe_read_kernel(s->packet.data, bytes, data);
+}
+
 /* dissect finds the fields in the packet's first bytes. */
 static __always_inline void dissect(struct state *s, __u32 length)
 {
@@ -250,7 +260,7 @@ int begin(__u64 *args)
 {
 	struct xdp_buff *xdp = (void *)args[0];
 	struct state *s = here();
-	__u32 length, known, kept;
+	__u64 length, known, kept;
 	void *data;
 
 	if (!s)
@@ -261,15 +271,13 @@ int begin(__u64 *args)
 	data = BPF_CORE_READ(xdp, data);
 	length = BPF_CORE_READ(xdp, data_end) - data;
 	known = length < HEADERS ? length : HEADERS;
-	if (bpf_probe_read_kernel(s->packet.data, known, data))
+	if (copy(s, known, data))
 		return 0;
 	dissect(s, known);
 	if (!matches(s))
 		return 0;
 	kept = length < options.snap ? length : options.snap;
-	if (kept > SNAP)
-		kept = SNAP;
-	if (kept > known && bpf_probe_read_kernel(s->packet.data, kept, data))
+	if (kept > known && copy(s, kept, data))
 		return 0;
 	s->packet.time = bpf_ktime_get_ns();
 	s->packet.length = length;
@@ -299,13 +307,14 @@ SEC("fexit/main")
 int end(__u64 *args)
 {
 	struct state *s = here();
-	__u32 kept;
+	__u64 kept;
 
 	if (!s || !s->ctx || s->ctx != args[0])
 		return 0;
 	s->ctx = 0;
 	s->packet.verdict = args[1];
 	kept = s->packet.kept;
+	asm volatile("" : "+r"(kept));
 	if (kept > SNAP)
 		return 0;
 	if (bpf_ringbuf_output(&packets, &s->packet, __builtin_offsetof(struct packet, data) + kept, 0))

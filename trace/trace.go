@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -93,15 +94,16 @@ func (t *Trace) open(o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := spec.Variables[programsVarOptions].Set(options); err != nil {
-		return err
-	}
 	target, err := openFunction(o.Program)
 	if err != nil {
 		return err
 	}
 	defer target.program.Close()
-	shared, err := load(spec, target, nil, nil, programsProgBegin, programsProgEnd)
+	part := prepare(spec, target, []string{programsMapStates, programsMapPackets, mapOptions, mapCounters}, programsProgBegin, programsProgEnd)
+	if err := part.Variables[programsVarOptions].Set(options); err != nil {
+		return err
+	}
+	shared, err := ebpf.NewCollection(part)
 	if err != nil {
 		return err
 	}
@@ -109,7 +111,7 @@ func (t *Trace) open(o Options) error {
 	if t.reader, err = ringbuf.NewReader(shared.Maps[programsMapPackets]); err != nil {
 		return err
 	}
-	if t.counters, err = shared.Maps[".bss"].Clone(); err != nil {
+	if t.counters, err = shared.Maps[mapCounters].Clone(); err != nil {
 		return err
 	}
 	var now unix.Timespec
@@ -131,7 +133,7 @@ func (t *Trace) open(o Options) error {
 			t.refused[i] = errFused
 			continue
 		}
-		if err := t.watch(spec, shared.Maps, uint32(i), m.ProgramID); err != nil {
+		if err := t.watch(spec, shared.Maps[programsMapStates], uint32(i), m.ProgramID); err != nil {
 			t.refused[i] = err
 			continue
 		}
@@ -212,42 +214,50 @@ func openFunction(id uint32) (f function, err error) {
 	return f, nil
 }
 
-// load loads programs for the function, with maps of others. The caller closes
-// what it returns.
-func load(spec *ebpf.CollectionSpec, f function, maps map[string]*ebpf.Map, change func(*ebpf.CollectionSpec) error, programs ...string) (*ebpf.Collection, error) {
+// The sections that the programs' variables are maps of.
+const (
+	mapOptions  = ".rodata"
+	mapNumber   = ".rodata.member"
+	mapCounters = ".bss"
+)
+
+// prepare makes a copy of the programs, with these of their maps only, to be
+// attached to the function.
+func prepare(spec *ebpf.CollectionSpec, f function, maps []string, programs ...string) *ebpf.CollectionSpec {
 	part := spec.Copy()
-	for name := range part.Programs {
-		delete(part.Programs, name)
-	}
-	for _, name := range programs {
-		p := spec.Programs[name].Copy()
-		p.AttachTarget, p.AttachTo = f.program, f.name
-		part.Programs[name] = p
-	}
-	if change != nil {
-		if err := change(part); err != nil {
-			return nil, err
+	for name := range part.Maps {
+		if !slices.Contains(maps, name) {
+			delete(part.Maps, name)
 		}
 	}
-	return ebpf.NewCollectionWithOptions(part, ebpf.CollectionOptions{MapReplacements: maps})
+	for name, v := range part.Variables {
+		if !slices.Contains(maps, v.SectionName) {
+			delete(part.Variables, name)
+		}
+	}
+	for name, p := range part.Programs {
+		p.AttachTarget, p.AttachTo = f.program, f.name
+		if !slices.Contains(programs, name) {
+			delete(part.Programs, name)
+		}
+	}
+	return part
 }
 
 // watch has what the member returns be told.
-func (t *Trace) watch(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, number, id uint32) error {
+func (t *Trace) watch(spec *ebpf.CollectionSpec, states *ebpf.Map, number, id uint32) error {
 	f, err := openFunction(id)
 	if err != nil {
 		return err
 	}
 	defer f.program.Close()
-	shared := map[string]*ebpf.Map{programsMapStates: maps[programsMapStates]}
-	change := func(s *ebpf.CollectionSpec) error { return s.Variables[programsVarNumber].Set(number) }
-	only := spec.Copy()
-	for name := range only.Maps {
-		if name != programsMapStates && name != ".rodata.member" {
-			delete(only.Maps, name)
-		}
+	part := prepare(spec, f, []string{programsMapStates, mapNumber}, programsProgMember)
+	if err := part.Variables[programsVarNumber].Set(number); err != nil {
+		return err
 	}
-	c, err := load(only, f, shared, change, programsProgMember)
+	c, err := ebpf.NewCollectionWithOptions(part, ebpf.CollectionOptions{
+		MapReplacements: map[string]*ebpf.Map{programsMapStates: states},
+	})
 	if err != nil {
 		return err
 	}
@@ -274,6 +284,9 @@ func explain(o Options, err error) error {
 		e.Hook = o.Hook.String()
 	}
 	var verifier *ebpf.VerifierError
+	if errors.As(err, &verifier) {
+		fmt.Printf("DEBUG %+v\n", verifier)
+	}
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		e.Err, e.Detail, e.Hint = xdp.ErrPermission, "the kernel does not let this process trace programs", "run as root"
