@@ -25,6 +25,9 @@ var (
 	// ErrUntraceable: the kernel attaches nothing to the program. It is an
 	// ErrNotSupported.
 	ErrUntraceable = fmt.Errorf("%w: the program can't be traced", xdp.ErrNotSupported)
+	// ErrFused: the member is no program of its own, but a part of the chain's.
+	// It is what [Trace.Unseen] tells, bare.
+	ErrFused = errors.New("the member is fused with others into one program")
 )
 
 // Options say what is traced.
@@ -130,7 +133,7 @@ func (t *Trace) open(o Options) error {
 			break
 		}
 		if m.ProgramID == 0 {
-			t.refused[i] = errFused
+			t.refused[i] = ErrFused
 			continue
 		}
 		if err := t.watch(spec, shared.Maps[programsMapStates], uint32(i), m.ProgramID); err != nil {
@@ -141,8 +144,6 @@ func (t *Trace) open(o Options) error {
 	}
 	return t.attach(shared.Programs[programsProgBegin])
 }
-
-var errFused = errors.New("it is no program of its own, but a part of the chain's")
 
 // forProgram are the options as the kernel's program has them.
 func (o Options) forProgram() (programOptions, error) {
@@ -284,9 +285,6 @@ func explain(o Options, err error) error {
 		e.Hook = o.Hook.String()
 	}
 	var verifier *ebpf.VerifierError
-	if errors.As(err, &verifier) {
-		fmt.Printf("DEBUG %+v\n", verifier)
-	}
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		e.Err, e.Detail, e.Hint = xdp.ErrPermission, "the kernel does not let this process trace programs", "run as root"

@@ -236,7 +236,8 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 drift, 4 conflict, 5 not permitted,
 	root.AddCommand(
 		a.attachCommand(), a.replaceCommand(), a.detachCommand(), a.setCommand(), a.runCommand(),
 		a.lockCommand(), a.unlockCommand(), a.adoptCommand(), a.applyCommand(), a.exportCommand(),
-		a.daemonCommand(), a.policyCommand(), a.statusCommand(), a.whoCommand(), a.statsCommand(), a.topCommand(), a.watchCommand(), a.featuresCommand(), a.gcCommand(), a.doctorCommand(), a.xdpLoaderCommand(),
+		a.daemonCommand(), a.policyCommand(), a.statusCommand(), a.whoCommand(), a.statsCommand(), a.topCommand(),
+		a.watchCommand(), a.traceCommand(), a.featuresCommand(), a.gcCommand(), a.doctorCommand(), a.xdpLoaderCommand(),
 		a.versionCommand(), a.completionCommand(), a.holdCommand(),
 	)
 	root.SetHelpCommand(helpCommand())
