@@ -60,10 +60,11 @@ const (
 	packetSize = packetHead + maxSteps*stepSize // what comes before the data
 )
 
-var errRecord = errors.New("the kernel's record of a packet is cut off")
+var errRecord = errors.New("the kernel's record of a packet makes no sense")
 
-// parseRecord reads struct packet of bpf/trace.c. Times there are since boot.
-func parseRecord(b []byte, boot time.Time) (*Packet, error) {
+// parseRecord reads struct packet of bpf/trace.c, of a chain with that many
+// members. Times there are since boot.
+func parseRecord(b []byte, boot time.Time, members int) (*Packet, error) {
 	if len(b) < packetSize {
 		return nil, errRecord
 	}
@@ -80,6 +81,9 @@ func parseRecord(b []byte, boot time.Time) (*Packet, error) {
 	}
 	for i := range int(min(steps, maxSteps)) {
 		offset := packetHead + i*stepSize
+		if uint64(word(offset)) >= uint64(members) {
+			return nil, errRecord
+		}
 		p.Met = append(p.Met, Step{Member: int(word(offset)), Returned: Verdict(word(offset + 4))})
 	}
 	return p, nil

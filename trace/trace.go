@@ -325,7 +325,7 @@ func (t *Trace) Next(ctx context.Context) (*Packet, error) {
 		if err != nil {
 			return nil, fmt.Errorf("wait for a packet: %w", err)
 		}
-		p, err := parseRecord(record.RawSample, t.boot)
+		p, err := parseRecord(record.RawSample, t.boot, len(t.members))
 		if err != nil {
 			return nil, err
 		}

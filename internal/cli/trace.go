@@ -221,9 +221,6 @@ func (t *tracing) target() (trace.Options, error) {
 	if s == nil {
 		return o, &xdp.Error{Op: "trace", Hook: t.hook.String(), Err: xdp.ErrNotAttached, Detail: "no packet meets a program there", Hint: "look with `holdfast status`"}
 	}
-	if s.Mode == xdp.Offload {
-		return o, &xdp.Error{Op: "trace", Hook: t.hook.String(), Err: trace.ErrUntraceable, Detail: "it runs on the network card", Hint: "ask the card"}
-	}
 	o.Program = s.Program.ID
 	switch {
 	case s.Chain != nil:
