@@ -103,7 +103,7 @@ func (t *Trace) open(o Options) error {
 	}
 	defer target.program.Close()
 	part := prepare(spec, target, []string{programsMapStates, programsMapPackets, mapOptions, mapCounters}, programsProgBegin, programsProgEnd)
-	if err := part.Variables[programsVarOptions].Set(options); err != nil {
+	if err := set(part, programsVarOptions, options); err != nil {
 		return err
 	}
 	shared, err := ebpf.NewCollection(part)
@@ -245,6 +245,14 @@ func prepare(spec *ebpf.CollectionSpec, f function, maps []string, programs ...s
 	return part
 }
 
+// set gives a variable its value. The loader is to know no variables then: it maps
+// them into memory, until the garbage collector comes by.
+func set(spec *ebpf.CollectionSpec, variable string, value any) error {
+	err := spec.Variables[variable].Set(value)
+	clear(spec.Variables)
+	return err
+}
+
 // watch has what the member returns be told.
 func (t *Trace) watch(spec *ebpf.CollectionSpec, states *ebpf.Map, number, id uint32) error {
 	f, err := openFunction(id)
@@ -253,7 +261,7 @@ func (t *Trace) watch(spec *ebpf.CollectionSpec, states *ebpf.Map, number, id ui
 	}
 	defer f.program.Close()
 	part := prepare(spec, f, []string{programsMapStates, mapNumber}, programsProgMember)
-	if err := part.Variables[programsVarNumber].Set(number); err != nil {
+	if err := set(part, programsVarNumber, number); err != nil {
 		return err
 	}
 	c, err := ebpf.NewCollectionWithOptions(part, ebpf.CollectionOptions{

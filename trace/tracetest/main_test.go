@@ -88,6 +88,29 @@ func (s *site) member(number int) (*object.Object, object.LoadOptions) {
 
 func name(i int) string { return fmt.Sprintf("member%d", i+1) }
 
+// foreign is a program that is none of a chain's.
+func foreign(t *testing.T) *ebpf.Program {
+	t.Helper()
+	return kerneltest.Load(t, "pass", nil).Programs["xdp_pass"]
+}
+
+// needTracing skips where the machine's own kernel attaches no programs that trace:
+// all others do.
+func needTracing(t *testing.T) {
+	t.Helper()
+	p := foreign(t)
+	id := kerneltest.ProgramID(t, p)
+	tr, err := trace.Open(trace.Options{Program: id, Members: []trace.Member{{Name: "pass", ProgramID: id}}, Count: 1})
+	switch {
+	case err == nil:
+		tr.Close()
+	case !kerneltest.InMachine() && (errors.Is(err, xdp.ErrPermission) || errors.Is(err, xdp.ErrNotSupported)):
+		t.Skip(err)
+	default:
+		t.Fatal(err)
+	}
+}
+
 // way builds a chain of n members at the site's hook.
 type way struct {
 	name string

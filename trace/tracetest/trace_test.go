@@ -1,61 +1,372 @@
 package tracetest
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/holdfast-bpf/holdfast/chain"
+	"github.com/holdfast-bpf/holdfast/chain/live"
+	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/trace"
+	"github.com/holdfast-bpf/holdfast/xdp"
 )
-
-func traceCommand([]string) int { return 0 }
-
-func TestATraceTellsWhichMembersAPacketMetAndWhatEachReturned(t *testing.T) {
-	for _, w := range ways {
-		t.Run(w.name, func(t *testing.T) {
-			kerneltest.NoLeaks(t)
-			s := newSite(t)
-			o := w.build(s, 4)
-			o.Count = 2
-			tr := s.open(o, "udp dst port 5353")
-			s.returns(pass, drop)
-			s.send(1, "another port")
-			s.send(5353, "dropped")
-			p, err := tr.Next(t.Context())
-			s.must(err)
-			s.returns()
-			s.send(5353, "passed")
-			q, err := tr.Next(t.Context())
-			s.must(err)
-			t.Log(p.Summary(), p.Explain(tr.Members()), "(", p.Path(tr.Members()), ")", time.Since(p.Time))
-			t.Log(q.Summary(), q.Explain(tr.Members()), "(", q.Path(tr.Members()), ")")
-			for i := range tr.Members() {
-				t.Log(i, tr.Unseen(i))
-			}
-			var met, passed []trace.Step
-			if w.members {
-				met = steps(pass, drop)
-				passed = steps(pass, pass, pass, pass)
-			} else {
-				met, passed = []trace.Step{}, []trace.Step{}
-			}
-			if d := cmp.Diff(met, p.Met); d != "" || p.Verdict != drop {
-				t.Error(p.Verdict, d)
-			}
-			if d := cmp.Diff(passed, q.Met); d != "" || q.Verdict != pass {
-				t.Error(q.Verdict, d)
-			}
-		})
-	}
-}
 
 // steps are those of a packet that met the first members.
 func steps(returned ...trace.Verdict) []trace.Step {
 	all := []trace.Step{}
 	for i, v := range returned {
 		all = append(all, trace.Step{Member: i, Returned: v})
+	}
+	return all
+}
+
+// wants waits for a packet, and compares what is told of it.
+func (s *site) wants(tr *trace.Trace, met []trace.Step, verdict trace.Verdict, explained string) {
+	s.Helper()
+	p, err := tr.Next(s.Context())
+	s.must(err)
+	if d := cmp.Diff(met, p.Met); d != "" || p.Verdict != verdict {
+		s.Errorf("the chain returned %s, and the packet met (-want +got):\n%s", p.Verdict, d)
+	}
+	if got := p.Explain(tr.Members()); got != explained {
+		s.Errorf("%q, want %q", got, explained)
+	}
+}
+
+func TestATraceTellsWhichMembersAPacketMetAndWhatEachReturned(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) {
+			kerneltest.NoLeaks(t)
+			s := newSite(t)
+			o := w.build(s, 4)
+			o.Count = 3
+			tr := s.open(o, "udp dst port 5353")
+			s.returns(pass, drop)
+			s.send(1, "not asked for")
+			s.send(5353, "dropped")
+			if w.members {
+				s.wants(tr, steps(pass, drop), drop, "dropped by member2, member 2 of 4")
+			} else {
+				s.wants(tr, steps(), drop, "dropped by member1, member2, member3 or member4")
+			}
+			s.returns()
+			s.send(5353, "passed")
+			if w.members {
+				s.wants(tr, steps(pass, pass, pass, pass), pass, "passed by all 4 members")
+			} else {
+				s.wants(tr, steps(), pass, "passed by all 4 members")
+			}
+			s.returns(77)
+			s.send(5353, "an error")
+			if w.members {
+				s.wants(tr, steps(77), 77, "dropped as an error (0x4d (no action)) by member1, member 1 of 4")
+			} else {
+				s.wants(tr, steps(), 77, "dropped as an error (0x4d (no action)) by member1, member2, member3 or member4")
+			}
+		})
+	}
+}
+
+func TestAProgramAloneIsTracedWhoeverAttachedIt(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	s := newSite(t)
+	p := foreign(t)
+	s.own(p)
+	id := kerneltest.ProgramID(t, p)
+	tr := s.open(s.options(id, trace.Member{Name: "pass", ProgramID: id}), "udp")
+	s.send(5353, "passed")
+	s.wants(tr, steps(pass), pass, "passed by pass, the only member")
+}
+
+func TestAProgramWithoutTypesIsToldToBeUntraceable(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	p := kerneltest.Pass(t, "plain", nil)
+	_, err := trace.Open(trace.Options{Program: kerneltest.ProgramID(t, p), Count: 1})
+	if !errors.Is(err, trace.ErrUntraceable) || !errors.Is(err, xdp.ErrNotSupported) || !strings.Contains(err.Error(), "(BTF)") {
+		t.Error(err)
+	}
+	p.Close()
+	_, err = trace.Open(trace.Options{Program: 4000000000, Count: 1})
+	if !errors.Is(err, xdp.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+// A trace must not be in the way of who changes the chain.
+func TestAChainCanBeChangedWhileItIsTraced(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	s := newSite(t)
+	o := buildLive(s, 2)
+	o.Count = 3
+	tr := s.open(o, "udp dst port 5353")
+	d, err := live.Open(o.Program)
+	s.must(err)
+	defer d.Close()
+	before := d.Enabled()
+	// A third comes, drops all, and goes.
+	third := live.Slot(10)
+	object, opts := s.member(2)
+	extension := d.Extension(third)
+	opts.Extend = &extension
+	loaded, err := object.Load(opts)
+	s.must(err)
+	defer loaded.Close()
+	link, err := d.Attach(third, kernel.FD(loaded.Program.FD()))
+	s.must(err)
+	defer link.Close()
+	s.must(d.SetProceedOn(third, chain.DefaultProceedOn))
+	s.must(d.Commit(before.With(third)))
+	s.returns(pass, pass, drop)
+	s.send(5353, "dropped by who came")
+	p, err := tr.Next(t.Context())
+	s.must(err)
+	if d := cmp.Diff(steps(pass, pass), p.Met); d != "" || p.Verdict != drop {
+		t.Errorf("%s: %s", p.Verdict, d)
+	}
+	s.must(d.Commit(before))
+	s.send(5353, "passed")
+	s.wants(tr, steps(pass, pass), pass, "passed by all 2 members")
+	// One that is traced goes.
+	s.must(d.Commit(before.Without(before.List()[0])))
+	s.send(5353, "passed by the other")
+	p, err = tr.Next(t.Context())
+	s.must(err)
+	if d := cmp.Diff([]trace.Step{{Member: 1, Returned: pass}}, p.Met); d != "" {
+		t.Error(d)
+	}
+}
+
+// The filter in the kernel and [trace.Filter.Match] are the same.
+func TestTheKernelsFilterMeansWhatTheLibrarysDoes(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	p := foreign(t)
+	id := kerneltest.ProgramID(t, p)
+	run := func(data []byte) {
+		t.Helper()
+		if _, err := p.Run(&ebpf.RunOptions{Data: data}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sentinel := append(make([]byte, 12), 0x88, 0xb5) // of an experiment, by its type
+	sentinel = append(sentinel, make([]byte, 50)...)
+	packets := variety()
+	for _, filter := range []string{
+		"src 10.0.0.0/8 and port 53 or dst 2001:db8::/64", "not port 53 and not vlan 7",
+		"host 10.1.2.3 and not tcp or ip6 and dst port 1-100 or proto 44 or arp",
+	} {
+		f, err := trace.ParseFilter("ether proto 0x88b5 or (" + filter + ")")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr, err := trace.Open(trace.Options{
+			Program: id, Members: []trace.Member{{Name: "pass", ProgramID: id}}, Filter: f, Count: 1000, Snap: trace.MaxSnap,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want, got []string
+		for _, data := range packets {
+			if f.Match(data) {
+				want = append(want, fmt.Sprintf("%x", data))
+			}
+			run(data)
+		}
+		run(sentinel)
+		for {
+			p, err := tr.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if cmp.Equal(p.Data, sentinel) {
+				break
+			}
+			got = append(got, fmt.Sprintf("%x", p.Data))
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%q (-library +kernel):\n%s", filter, d)
+		}
+		tr.Close()
+	}
+}
+
+func traceCommand(args []string) int {
+	var o trace.Options
+	for i, a := range args {
+		id, err := strconv.ParseUint(a, 10, 32)
+		if err != nil {
+			return 1
+		}
+		if i == 0 {
+			o = trace.Options{Program: uint32(id), Count: 1, Snap: 64, Filter: &trace.Filter{}}
+			continue
+		}
+		o.Members = append(o.Members, trace.Member{Name: a, ProgramID: uint32(id)})
+	}
+	if _, err := trace.Open(o); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println("on")
+	select {}
+}
+
+func TestATraceEndsWithItsProcess(t *testing.T) {
+	kerneltest.NoLeaks(t) // which waits until what was killed has gone
+	needTracing(t)
+	s := newSite(t)
+	o := buildLive(s, 3)
+	args := []string{fmt.Sprint(o.Program)}
+	for _, m := range o.Members {
+		args = append(args, fmt.Sprint(m.ProgramID))
+	}
+	before := tracingPrograms(t)
+	p := kerneltest.Start(t, kerneltest.Command("trace", args...))
+	if !p.Lines.Scan() || p.Lines.Text() != "on" {
+		t.Fatal("it could not be traced")
+	}
+	if n := tracingPrograms(t) - before; n != 5 {
+		t.Errorf("%d programs trace, want one for each member and two for the chain", n)
+	}
+	p.Kill()
+	if !kerneltest.Eventually(func() bool { return tracingPrograms(t) == before }) {
+		t.Error("it is still traced")
+	}
+	s.returns(drop)
+	s.send(5353, "dropped as ever")
+	tr := s.open(o, "")
+	s.send(5353, "dropped as ever")
+	s.wants(tr, steps(drop), drop, "dropped by member1, member 1 of 3")
+}
+
+// tracingPrograms counts the programs that trace on this machine.
+func tracingPrograms(t *testing.T) (n int) {
+	t.Helper()
+	for id := uint32(0); ; {
+		next, err := kernel.NextProgramID(id)
+		if err != nil {
+			return n
+		}
+		id = next
+		p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+		if err != nil {
+			continue
+		}
+		if p.Type() == ebpf.Tracing {
+			n++
+		}
+		p.Close()
+	}
+}
+
+// Nobody takes what the kernel tells, and packets go their way still.
+func TestAFloodIsNeitherHeldUpNorLost(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	s := newSite(t)
+	o := buildLive(s, 4)
+	const packets = 3000
+	o.Count, o.Snap = packets, trace.MaxSnap
+	tr := s.open(o, "udp dst port 5353")
+	f := kerneltest.StartFlood(t, s.veth, kerneltest.FloodOptions{Port: 5353, Packets: packets, Duration: time.Minute})
+	f.AwaitSent(packets)
+	if !kerneltest.Eventually(func() bool { return f.Received()+s.veth.Lost(t) == packets }) {
+		t.Errorf("%d packets were sent, %d arrived and %d were lost before", packets, f.Received(), s.veth.Lost(t))
+	}
+	_, received := f.Stop()
+	lost, err := tr.Lost()
+	s.must(err)
+	if lost == 0 || lost >= received {
+		t.Fatalf("%d of %d packets could not be told", lost, received)
+	}
+	for range received - lost {
+		p, err := tr.Next(t.Context())
+		s.must(err)
+		if d := cmp.Diff(steps(pass, pass, pass, pass), p.Met); d != "" {
+			t.Fatal(d)
+		}
+	}
+	// And as many as were asked for, no more.
+	tr.Close()
+	o.Count = 3
+	tr = s.open(o, "udp dst port 5353")
+	for range 5 {
+		s.send(5353, "some more")
+	}
+	for range 3 {
+		_, err := tr.Next(t.Context())
+		s.must(err)
+	}
+	if p, err := tr.Next(t.Context()); p != nil || err == nil {
+		t.Errorf("one more than was asked for: %v", err)
+	}
+}
+
+func TestWaitingForAPacketEndsWithItsContext(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	s := newSite(t)
+	p := foreign(t)
+	s.own(p)
+	id := kerneltest.ProgramID(t, p)
+	tr := s.open(s.options(id, trace.Member{Name: "pass", ProgramID: id}), "udp")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := tr.Next(ctx); err != context.Canceled {
+		t.Error(err)
+	}
+	// The next wait is not ended by that.
+	s.send(5353, "passed")
+	s.wants(tr, steps(pass), pass, "passed by pass, the only member")
+}
+
+// variety is packets of all kinds, whole ones and such as are cut off.
+func variety() (all [][]byte) {
+	ip := func(proto byte, from, to string) []byte {
+		b := append(make([]byte, 12), 0x08, 0x00, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, proto, 0, 0)
+		b = append(b, netip.MustParseAddr(from).AsSlice()...)
+		return append(b, netip.MustParseAddr(to).AsSlice()...)
+	}
+	ip6 := func(next byte, from, to string) []byte {
+		b := append(make([]byte, 12), 0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, next, 64)
+		b = append(b, netip.MustParseAddr(from).AsSlice()...)
+		return append(b, netip.MustParseAddr(to).AsSlice()...)
+	}
+	ports := func(b []byte) []byte { return append(b, 0x10, 0, 0, 53, 0, 8, 0, 0) }
+	fragment := ip(17, "10.1.2.3", "192.0.2.1")
+	fragment[21] = 1
+	options := ip(17, "10.1.2.3", "192.0.2.1")
+	options[14] = 0x46
+	all = [][]byte{
+		ports(ip(17, "10.1.2.3", "192.0.2.1")), ports(ip(6, "10.1.2.3", "192.0.2.1")), ports(ip(1, "192.0.2.1", "10.1.2.3")),
+		ports(ip(132, "192.0.2.1", "192.0.2.3")), ports(fragment), ports(append(options, 1, 1, 1, 1)),
+		ports(ip6(17, "2001:db8::1", "2001:db8::2")), ports(ip6(58, "2001:db8::1", "2001:db8:0:1::2")),
+		ports(append(ip6(0, "2001:db8::1", "2001:db8::2"), 17, 0, 0, 0, 0, 0, 0, 0)),
+		ports(append(ip6(44, "2001:db8::1", "2001:db8::2"), 17, 0, 0, 1, 0, 0, 0, 0)),
+		ports(append(ip6(44, "2001:db8::1", "2001:db8::2"), 17, 0, 0, 16, 0, 0, 0, 0)),
+		ports(append(append(ip6(60, "2001:db8::1", "2001:db8::2"), 6, 1), make([]byte, 14)...)),
+		ports(append(append(ip6(43, "2001:db8::1", "2001:db8::2"), 17, 200), make([]byte, 300)...)),
+		append(append(make([]byte, 12), 0x08, 0x06), make([]byte, 28)...),
+	}
+	for _, b := range all[:8] {
+		tag := append(append([]byte(nil), b[:12]...), 0x81, 0, 0x20, 7)
+		all = append(all, append(tag, b[12:]...), b[:len(b)-6])
 	}
 	return all
 }
