@@ -103,9 +103,7 @@ func (t *Trace) open(o Options) error {
 	}
 	defer target.program.Close()
 	part := prepare(spec, target, []string{programsMapStates, programsMapPackets, mapOptions, mapCounters}, programsProgBegin, programsProgEnd)
-	if err := set(part, programsVarOptions, options); err != nil {
-		return err
-	}
+	part.Maps[mapOptions].Contents = []ebpf.MapKV{{Key: uint32(0), Value: options}}
 	shared, err := ebpf.NewCollection(part)
 	if err != nil {
 		return err
@@ -231,11 +229,8 @@ func prepare(spec *ebpf.CollectionSpec, f function, maps []string, programs ...s
 			delete(part.Maps, name)
 		}
 	}
-	for name, v := range part.Variables {
-		if !slices.Contains(maps, v.SectionName) {
-			delete(part.Variables, name)
-		}
-	}
+	// The loader maps variables into memory, until the garbage collector comes by.
+	clear(part.Variables)
 	for name, p := range part.Programs {
 		p.AttachTarget, p.AttachTo = f.program, f.name
 		if !slices.Contains(programs, name) {
@@ -243,14 +238,6 @@ func prepare(spec *ebpf.CollectionSpec, f function, maps []string, programs ...s
 		}
 	}
 	return part
-}
-
-// set gives a variable its value. The loader is to know no variables then: it maps
-// them into memory, until the garbage collector comes by.
-func set(spec *ebpf.CollectionSpec, variable string, value any) error {
-	err := spec.Variables[variable].Set(value)
-	clear(spec.Variables)
-	return err
 }
 
 // watch has what the member returns be told.
@@ -261,9 +248,7 @@ func (t *Trace) watch(spec *ebpf.CollectionSpec, states *ebpf.Map, number, id ui
 	}
 	defer f.program.Close()
 	part := prepare(spec, f, []string{programsMapStates, mapNumber}, programsProgMember)
-	if err := set(part, programsVarNumber, number); err != nil {
-		return err
-	}
+	part.Maps[mapNumber].Contents = []ebpf.MapKV{{Key: uint32(0), Value: number}}
 	c, err := ebpf.NewCollectionWithOptions(part, ebpf.CollectionOptions{
 		MapReplacements: map[string]*ebpf.Map{programsMapStates: states},
 	})

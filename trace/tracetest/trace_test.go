@@ -31,11 +31,23 @@ func steps(returned ...trace.Verdict) []trace.Step {
 	return all
 }
 
+// next waits for a packet, long enough for any machine.
+func (s *site) next(tr *trace.Trace) *trace.Packet {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(s.Context(), time.Minute)
+	defer cancel()
+	p, err := tr.Next(ctx)
+	if err != nil {
+		lost, _ := tr.Lost()
+		s.Fatalf("%v; %d packets are lost", err, lost)
+	}
+	return p
+}
+
 // wants waits for a packet, and compares what is told of it.
 func (s *site) wants(tr *trace.Trace, met []trace.Step, verdict trace.Verdict, explained string) {
 	s.Helper()
-	p, err := tr.Next(s.Context())
-	s.must(err)
+	p := s.next(tr)
 	if d := cmp.Diff(met, p.Met); d != "" || p.Verdict != verdict {
 		s.Errorf("the chain returned %s, and the packet met (-want +got):\n%s", p.Verdict, d)
 	}
@@ -134,8 +146,7 @@ func TestAChainCanBeChangedWhileItIsTraced(t *testing.T) {
 	s.must(d.Commit(before.With(third)))
 	s.returns(pass, pass, drop)
 	s.send(5353, "dropped by who came")
-	p, err := tr.Next(t.Context())
-	s.must(err)
+	p := s.next(tr)
 	if d := cmp.Diff(steps(pass, pass), p.Met); d != "" || p.Verdict != drop {
 		t.Errorf("%s: %s", p.Verdict, d)
 	}
@@ -145,8 +156,7 @@ func TestAChainCanBeChangedWhileItIsTraced(t *testing.T) {
 	// One that is traced goes.
 	s.must(d.Commit(before.Without(before.List()[0])))
 	s.send(5353, "passed by the other")
-	p, err = tr.Next(t.Context())
-	s.must(err)
+	p = s.next(tr)
 	if d := cmp.Diff([]trace.Step{{Member: 1, Returned: pass}}, p.Met); d != "" {
 		t.Error(d)
 	}
@@ -296,9 +306,7 @@ func TestAFloodIsNeitherHeldUpNorLost(t *testing.T) {
 		t.Fatalf("%d of %d packets could not be told", lost, received)
 	}
 	for range received - lost {
-		p, err := tr.Next(t.Context())
-		s.must(err)
-		if d := cmp.Diff(steps(pass, pass, pass, pass), p.Met); d != "" {
+		if d := cmp.Diff(steps(pass, pass, pass, pass), s.next(tr).Met); d != "" {
 			t.Fatal(d)
 		}
 	}
@@ -310,8 +318,7 @@ func TestAFloodIsNeitherHeldUpNorLost(t *testing.T) {
 		s.send(5353, "some more")
 	}
 	for range 3 {
-		_, err := tr.Next(t.Context())
-		s.must(err)
+		s.next(tr)
 	}
 	if p, err := tr.Next(t.Context()); p != nil || err == nil {
 		t.Errorf("one more than was asked for: %v", err)
