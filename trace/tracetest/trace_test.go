@@ -285,8 +285,8 @@ func tracingPrograms(t *testing.T) (n int) {
 	}
 }
 
-// Nobody takes what the kernel tells, and packets go their way still.
-func TestAFloodIsNeitherHeldUpNorLost(t *testing.T) {
+// Nobody takes what the kernel tells, at first.
+func TestEachPacketOfAFloodIsToldOrCounted(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	needTracing(t)
 	s := newSite(t)
@@ -295,20 +295,32 @@ func TestAFloodIsNeitherHeldUpNorLost(t *testing.T) {
 	o.Count, o.Snap = packets, trace.MaxSnap
 	tr := s.open(o, "udp dst port 5353")
 	f := kerneltest.StartFlood(t, s.veth, kerneltest.FloodOptions{Port: 5353, Packets: packets, Duration: time.Minute})
+	lost := func() uint64 {
+		n, err := tr.Lost()
+		s.must(err)
+		return n
+	}
+	if !kerneltest.Eventually(func() bool { return lost() > 0 }) {
+		t.Fatal("the kernel has room for all")
+	}
 	f.AwaitSent(packets)
-	if !kerneltest.Eventually(func() bool { return f.Received()+s.veth.Lost(t) == packets }) {
-		t.Errorf("%d packets were sent, %d arrived and %d were lost before", packets, f.Received(), s.veth.Lost(t))
-	}
-	_, received := f.Stop()
-	lost, err := tr.Lost()
-	s.must(err)
-	if lost == 0 || lost >= received {
-		t.Fatalf("%d of %d packets could not be told", lost, received)
-	}
-	for range received - lost {
-		if d := cmp.Diff(steps(pass, pass, pass, pass), s.next(tr).Met); d != "" {
+	// Each is either told, with all of its way, or counted.
+	told := uint64(0)
+	for told+lost()+s.veth.Lost(t) < packets {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		p, err := tr.Next(ctx)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) {
+			continue // what was counted meanwhile is looked at
+		}
+		s.must(err)
+		if d := cmp.Diff(steps(pass, pass, pass, pass), p.Met); d != "" {
 			t.Fatal(d)
 		}
+		told++
+	}
+	if sum := told + lost() + s.veth.Lost(t); told == 0 || sum != packets {
+		t.Errorf("%d packets were told, and all are %d", told, sum)
 	}
 	// And as many as were asked for, no more.
 	tr.Close()
