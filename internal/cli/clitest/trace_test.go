@@ -128,7 +128,7 @@ func TestTraceWorksOnTheHooksOfOthers(t *testing.T) {
 	m.holdfast("xdp-loader", "load", m.NearName, kerneltest.ObjectFile(t, "pass"), kerneltest.ObjectFile(t, "drop")).succeeds()
 	p = m.trace("--count", "1", "-o", "json")
 	m.send(53)
-	p.tells("dropped by xdp_drop, member 2 of 2", "xdp_drop")
+	p.tells("dropped by xdp_drop, member 1 of 2", "xdp_drop")
 	m.holdfast("xdp-loader", "unload", m.NearName, "--all").succeeds()
 }
 
