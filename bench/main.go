@@ -20,9 +20,9 @@ func main() {
 
 func bench() error {
 	docs := flag.String("docs", "docs", "directory of benchmarks.md and its plots, in the module's")
-	only := flag.String("only", "", "measure only that and print it: packets or control (in virtual machines, without root), native, load, who or dashboard, which write documents of their own, too")
+	only := flag.String("only", "", "measure only that and print it: packets, control or trace (in virtual machines, without root), native, load, who or dashboard, which write documents of their own, too")
 	interfaces := flag.Int("interfaces", 0, "run one world of that many interfaces and print its results (used by the program itself)")
-	inGuest := flag.String("guest", "", "measure chains, control, packets, load or who, with what is there, or play for dashboard, and print the results (used by the program itself)")
+	inGuest := flag.String("guest", "", "measure chains, control, packets, trace, load or who, with what is there, or play for dashboard, and print the results (used by the program itself)")
 	holdfast := flag.String("holdfast", "", "the command to measure, with -interfaces or -guest chains")
 	tools := flag.String("tools", "", "directory of prometheus, with -guest dashboard")
 	scratch := flag.String("scratch", "", "directory for files, with -interfaces or -guest")
@@ -40,10 +40,12 @@ func bench() error {
 		return loadHere(*holdfast, *scratch, os.Stdout)
 	case *inGuest == "who":
 		return whoHere(*holdfast, os.Stdout)
+	case *inGuest == "trace":
+		return traceHere(*scratch, os.Stdout)
 	case *inGuest == "packets":
 		return packetsHere(*scratch, os.Stdout)
 	}
-	inMachines := *only == "packets" || *only == "control"
+	inMachines := *only == "packets" || *only == "control" || *only == "trace"
 	if os.Geteuid() != 0 && !inMachines {
 		return errors.New("attaching needs root: run it with sudo")
 	}
@@ -132,8 +134,14 @@ func printOnly(part, directory string) error {
 		}
 		controlSection(&b, c)
 		targets = controlTargets(c.results)
+	case "trace":
+		c, err := traced(directory)
+		if err != nil {
+			return err
+		}
+		traceSection(&b, c)
 	default:
-		return fmt.Errorf("there is no part %q; choose packets, native, control, load, who or dashboard", part)
+		return fmt.Errorf("there is no part %q; choose packets, native, control, trace, load, who or dashboard", part)
 	}
 	b.WriteString("\n")
 	for _, t := range targets {

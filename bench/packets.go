@@ -90,8 +90,6 @@ func (j join) all() float64 { return j.Load + j.Attach + j.Commit }
 // packets measures in a virtual machine. The directory has this program, as a
 // static binary.
 func packets(directory string) (*packetCosts, error) {
-	const guest = "/holdfast/bin/bench"
-	logf := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
 	peer, err := vm.FetchPeer(context.Background(), packetPeer, logf)
 	if err != nil {
 		return nil, err
@@ -100,12 +98,23 @@ func packets(directory string) (*packetCosts, error) {
 	if err != nil {
 		return nil, err
 	}
+	c := &packetCosts{}
+	c.Release, err = counted(directory, "packets", files, c)
+	return c, err
+}
+
+func logf(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
+
+// counted runs a part in a virtual machine whose clock counts instructions, with
+// more files, and reads its result. It returns the kernel's release.
+func counted(directory, part string, files []vm.File, result any) (string, error) {
+	const guest = "/holdfast/bin/bench"
 	var output bytes.Buffer
 	ended, err := vm.Run(context.Background(), vm.Config{
 		Kernel: packetKernel,
 		Files:  append(files, vm.File{Guest: guest, Host: filepath.Join(directory, "bench"), Mode: 0o755}),
 		Commands: []vm.Command{{
-			Path: guest, Args: []string{"-guest", "packets", "-scratch", "/tmp"},
+			Path: guest, Args: []string{"-guest", part, "-scratch", "/tmp"},
 			Env: []string{"HOLDFAST_CACHE=" + vm.GuestCache}, Stdout: &output, Stderr: os.Stderr,
 		}},
 		Timeout: 10 * time.Minute,
@@ -116,40 +125,18 @@ func packets(directory string) (*packetCosts, error) {
 		Logf: logf,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("packets: %w", err)
+		return "", fmt.Errorf("%s: %w", part, err)
 	}
 	if s := ended.Statuses[0]; s.Code != 0 {
-		return nil, fmt.Errorf("packets: exit code %d %s", s.Code, s.Error)
+		return "", fmt.Errorf("%s: exit code %d %s", part, s.Code, s.Error)
 	}
-	c := &packetCosts{}
-	err = json.Unmarshal(output.Bytes(), c)
-	c.Release = ended.Release
-	return c, err
+	return ended.Release, json.Unmarshal(output.Bytes(), result)
 }
 
 // packetsHere is the program that packets runs.
 func packetsHere(directory string, out io.Writer) error {
-	if err := mounts(); err != nil {
-		return err
-	}
-	w, err := newWorld(1)
+	g, err := newGauge(directory)
 	if err != nil {
-		return err
-	}
-	g := &gauge{hook: w.hooks[0], iface: w.names[0]}
-	for _, p := range []struct {
-		to   *source
-		file string
-		name string
-	}{
-		{&g.pass, "pass", "xdp_pass"}, {&g.drop, "drop", "xdp_drop"}, {&g.looksUp, "inlined", "looks_up"},
-	} {
-		*p.to = source{filepath.Join(directory, p.file+".o"), p.name}
-		if err := os.WriteFile(p.to.path, bpfprog.ELF(p.file), 0o600); err != nil {
-			return err
-		}
-	}
-	if g.alone, err = g.measureAlone(); err != nil {
 		return err
 	}
 	costs := &packetCosts{Costs: map[string]map[int]float64{}}
@@ -177,6 +164,34 @@ type gauge struct {
 	iface               string
 	pass, drop, looksUp source
 	alone               float64 // what the kernel takes to run the smallest program
+}
+
+// newGauge makes one, with an interface and the objects of members.
+func newGauge(directory string) (*gauge, error) {
+	if err := mounts(); err != nil {
+		return nil, err
+	}
+	w, err := newWorld(1)
+	if err != nil {
+		return nil, err
+	}
+	g := &gauge{hook: w.hooks[0], iface: w.names[0]}
+	for _, p := range []struct {
+		to   *source
+		file string
+		name string
+	}{
+		{&g.pass, "pass", "xdp_pass"}, {&g.drop, "drop", "xdp_drop"}, {&g.looksUp, "inlined", "looks_up"},
+	} {
+		*p.to = source{filepath.Join(directory, p.file+".o"), p.name}
+		if err := os.WriteFile(p.to.path, bpfprog.ELF(p.file), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	if g.alone, err = g.measureAlone(); err != nil {
+		return nil, err
+	}
+	return g, nil
 }
 
 // source is where members come from: a program of an object file.

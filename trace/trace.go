@@ -81,7 +81,15 @@ func Open(o Options) (*Trace, error) {
 		members: o.Members, seen: make([]bool, len(o.Members)), refused: make([]error, len(o.Members)), left: o.Count,
 		alone: len(o.Members) == 1 && (o.Members[0].ProgramID == o.Program || o.Members[0].ProgramID == 0),
 	}
-	if err := t.open(o); err != nil {
+	err := t.open(o)
+	if errors.Is(err, unix.EBUSY) && len(o.Members) == 1 && !t.alone {
+		// The only member of a libxdp chain takes the place of the dispatcher's
+		// main function, so that packets meet nothing else.
+		t.Close()
+		t.alone, o.Program = true, o.Members[0].ProgramID
+		err = t.open(o)
+	}
+	if err != nil {
 		t.Close()
 		return nil, explain(o, err)
 	}
@@ -341,18 +349,18 @@ func (t *Trace) Lost() (uint64, error) {
 	return c.Lost, nil
 }
 
-// Close ends the trace.
+// Close ends the trace. Nothing may be asked of it then.
 func (t *Trace) Close() error {
 	var err error
-	for i := len(t.links) - 1; i >= 0; i-- {
-		err = errors.Join(err, t.links[i].Close())
+	for _, link := range slices.Backward(t.links) {
+		err = errors.Join(err, link.Close())
 	}
-	t.links = nil
 	if t.reader != nil {
 		err = errors.Join(err, t.reader.Close())
 	}
 	if t.counters != nil {
 		err = errors.Join(err, t.counters.Close())
 	}
+	t.links, t.reader, t.counters = nil, nil, nil
 	return err
 }

@@ -104,6 +104,22 @@ func TestAProgramAloneIsTracedWhoeverAttachedIt(t *testing.T) {
 	s.wants(tr, steps(pass), pass, "passed by pass, the only member")
 }
 
+// A member that is alone takes the place of all that libxdp's dispatcher does.
+func TestTheOnlyMemberOfAChainIsTraced(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) {
+			kerneltest.NoLeaks(t)
+			s := newSite(t)
+			tr := s.open(w.build(s, 1), "udp")
+			s.returns(drop)
+			s.send(5353, "dropped")
+			s.wants(tr, steps(drop), drop, "dropped by member1, the only member")
+		})
+	}
+}
+
 func TestAProgramWithoutTypesIsToldToBeUntraceable(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	needTracing(t)
