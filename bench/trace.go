@@ -15,16 +15,16 @@ import (
 )
 
 // traceCosts are what a packet takes, in instructions, where a trace is off, on for
-// other packets, and on for this one.
+// other packets, on for this one, and off again.
 type traceCosts struct {
 	Release string
 	Rows    []traceRow
 }
 
 type traceRow struct {
-	Chain            string
-	Members          int
-	Off, Other, Told float64
+	Chain                   string
+	Members                 int
+	Off, Other, Told, After float64
 }
 
 // traced measures in a virtual machine, as packets does.
@@ -57,12 +57,14 @@ func traceHere(directory string, out io.Writer) error {
 				to     *float64
 				filter string
 				on     bool
+				ended  bool
 			}{
-				{&row.Off, "", false}, {&row.Other, "tcp and port 443", true}, {&row.Told, "udp", true},
+				{to: &row.Off}, {&row.Other, "tcp and port 443", true, false}, {&row.Told, "udp", true, false},
+				{&row.After, "udp", true, true},
 			} {
 				build := w.build
 				if m.on {
-					build = withTrace(build, w.name, m.filter)
+					build = withTrace(build, w.name, m.filter, m.ended)
 				}
 				if *m.to, err = g.measure(way{name: w.name, action: chain.Pass, build: build}, n); err != nil {
 					return fmt.Errorf("%s, %d members, traced for %q: %w", w.name, n, m.filter, err)
@@ -74,8 +76,9 @@ func traceHere(directory string, out io.Writer) error {
 	return json.NewEncoder(out).Encode(costs)
 }
 
-// withTrace has what is built be traced, for more packets than are sent.
-func withTrace(build builder, name, filter string) builder {
+// withTrace has what is built be traced, for more packets than are sent. ended ends
+// the trace before they are.
+func withTrace(build builder, name, filter string, ended bool) builder {
 	return func(n int) (*ebpf.Program, func() error, error) {
 		program, takeDown, err := build(n)
 		if err != nil {
@@ -85,6 +88,10 @@ func withTrace(build builder, name, filter string) builder {
 		if err != nil {
 			takeDown()
 			return nil, nil, err
+		}
+		if ended {
+			tr.Close()
+			return program, takeDown, nil
 		}
 		return program, func() error {
 			tr.Close()
@@ -126,9 +133,9 @@ func traceOf(program *ebpf.Program, name string, n int, filter string) (*trace.T
 
 func traceSection(w io.Writer, c *traceCosts) {
 	fmt.Fprintf(w, "Linux %s, instructions for a packet of 64 bytes that all members pass:\n\n", c.Release)
-	fmt.Fprintln(w, "| Chain | Members | No trace | Trace of others | Packet is told |")
-	fmt.Fprintln(w, "|---|---:|---:|---:|---:|")
+	fmt.Fprintln(w, "| Chain | Members | Off | On, for other packets | On, and told | Off again |")
+	fmt.Fprintln(w, "|---|---:|---:|---:|---:|---:|")
 	for _, r := range c.Rows {
-		fmt.Fprintf(w, "| %s | %d | %.0f | %.0f | %.0f |\n", r.Chain, r.Members, r.Off, r.Other, r.Told)
+		fmt.Fprintf(w, "| %s | %d | %.0f | %.0f | %.0f | %.0f |\n", r.Chain, r.Members, r.Off, r.Other, r.Told, r.After)
 	}
 }

@@ -1,9 +1,11 @@
 package tracetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"strconv"
@@ -16,8 +18,10 @@ import (
 
 	"github.com/holdfast-bpf/holdfast/chain"
 	"github.com/holdfast-bpf/holdfast/chain/live"
+	"github.com/holdfast-bpf/holdfast/internal/bpfprog"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
+	"github.com/holdfast-bpf/holdfast/object"
 	"github.com/holdfast-bpf/holdfast/trace"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -120,6 +124,53 @@ func TestTheOnlyMemberOfAChainIsTraced(t *testing.T) {
 	}
 }
 
+// What a tail call leads to answers for who made it, and being traced makes none
+// fail: the kernel counts them in a register.
+func TestTailCallsGoTheirWayWhileTheyAreTraced(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	s := newSite(t)
+	tail := kerneltest.Load(t, "tailcall", nil)
+	enter := tail.Programs["enter"]
+	id := kerneltest.ProgramID(t, enter)
+	s.own(enter)
+	tr := s.open(s.options(id, trace.Member{Name: "enter", ProgramID: id}), "udp dst port 7777")
+	s.send(7777, "dropped by what the tail call leads to")
+	s.wants(tr, steps(drop), drop, "dropped by enter, the only member")
+}
+
+func TestAMemberWithATailCallIsTraced(t *testing.T) {
+	kerneltest.NoLeaks(t)
+	needTracing(t)
+	if kerneltest.Kernel() == "5.10" {
+		return // its extensions make no tail calls
+	}
+	s := newSite(t)
+	o := buildLive(s, 1)
+	d, err := live.Open(o.Program)
+	s.must(err)
+	defer d.Close()
+	second := live.Slot(10)
+	file, err := object.Read("tailcall.o", bytes.NewReader(bpfprog.ELF("tailcall")))
+	s.must(err)
+	extension := d.Extension(second)
+	loaded, err := file.Load(object.LoadOptions{Program: object.Choice{Name: "enter"}, Extend: &extension})
+	s.must(err)
+	defer loaded.Close()
+	link, err := d.Attach(second, kernel.FD(loaded.Program.FD()))
+	s.must(err)
+	defer link.Close()
+	s.must(d.SetProceedOn(second, chain.DefaultProceedOn))
+	s.must(d.Commit(d.Enabled().With(second)))
+	o.Members = append(o.Members, trace.Member{Name: "enter", ProgramID: kerneltest.ProgramID(t, loaded.Program), ProceedOn: chain.DefaultProceedOn})
+	o.Count = 2
+	tr := s.open(o, "udp")
+	s.send(7777, "dropped by what the tail call leads to")
+	s.wants(tr, steps(pass, drop), drop, "dropped by enter, member 2 of 2")
+	s.send(7778, "passed")
+	s.wants(tr, steps(pass, pass), pass, "passed by all 2 members")
+}
+
 func TestAProgramWithoutTypesIsToldToBeUntraceable(t *testing.T) {
 	kerneltest.NoLeaks(t)
 	needTracing(t)
@@ -149,10 +200,10 @@ func TestAChainCanBeChangedWhileItIsTraced(t *testing.T) {
 	before := d.Enabled()
 	// A third comes, drops all, and goes.
 	third := live.Slot(10)
-	object, opts := s.member(2)
+	file, opts := s.member(2)
 	extension := d.Extension(third)
 	opts.Extend = &extension
-	loaded, err := object.Load(opts)
+	loaded, err := file.Load(opts)
 	s.must(err)
 	defer loaded.Close()
 	link, err := d.Attach(third, kernel.FD(loaded.Program.FD()))
@@ -250,7 +301,8 @@ func traceCommand(args []string) int {
 		return 1
 	}
 	fmt.Println("on")
-	select {}
+	io.Copy(io.Discard, os.Stdin) // until it is killed
+	return 0
 }
 
 func TestATraceEndsWithItsProcess(t *testing.T) {
