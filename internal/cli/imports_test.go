@@ -17,7 +17,7 @@ var unwanted = []struct {
 	why      string
 }{
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "trace"},
 		imports:  []string{"github.com/spf13/cobra", "github.com/spf13/pflag"},
 		why:      "a library does not bring a command line along",
 	},
@@ -27,7 +27,7 @@ var unwanted = []struct {
 		why:      "only the command has a screen",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "cmd/holdfast"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "trace", "cmd/holdfast"},
 		imports:  []string{"gonum.org", "codeberg.org/go-fonts", "git.sr.ht/~sbinet"},
 		why:      "plots are for bench",
 	},
@@ -37,12 +37,12 @@ var unwanted = []struct {
 		why:      "the documentation is rendered where it is written",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "client", "varlink", "policy", "holdfasttest"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "trace", "client", "varlink", "policy", "holdfasttest"},
 		imports:  []string{"github.com/prometheus", "net/http", "crypto/tls"},
 		why:      "metrics are for the daemon",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "holdfasttest", "cmd/holdfast"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "trace", "holdfasttest", "cmd/holdfast"},
 		imports: []string{
 			"testing", "github.com/google/go-cmp", "pgregory.net/rapid", "github.com/rogpeppe/go-internal",
 			module + "/internal/kerneltest", module + "/internal/testbed", module + "/internal/vm",
@@ -50,7 +50,7 @@ var unwanted = []struct {
 		why: "tests and their fixtures are not for machines that run Holdfast",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "trace"},
 		imports:  []string{module + "/internal/cli", module + "/cmd"},
 		why:      "imports go down only",
 	},
@@ -65,12 +65,17 @@ var unwanted = []struct {
 		why:      "a shared hook has no state of Holdfast's own",
 	},
 	{
+		packages: []string{"trace"},
+		imports:  []string{module + "/arbiter", module + "/object", module + "/chain/live", module + "/chain/libxdp"},
+		why:      "who is told the members of a chain need not know how chains are made",
+	},
+	{
 		packages: []string{"object"},
 		imports:  []string{module + "/xdp", "github.com/mdlayher"},
 		why:      "an object knows nothing of interfaces",
 	},
 	{
-		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "holdfasttest"},
+		packages: []string{"xdp", "object", "chain/libxdp", "chain/live", "chain/fused", "arbiter", "features", "trace", "holdfasttest"},
 		imports:  []string{"github.com/goccy/go-yaml", module + "/chain/declared"},
 		why:      "who attaches reads no files that declare chains",
 	},

@@ -291,11 +291,9 @@ func (a *app) printPacket(p *trace.Packet, members []trace.Member) error {
 		for _, s := range p.Met {
 			v.Met = append(v.Met, stepView{s.Member + 1, members[s.Member].Name, s.Returned})
 		}
-		b, err := json.Marshal(v)
-		if err == nil {
-			_, err = fmt.Fprintf(a.env.Stdout, "%s\n", b)
-		}
-		return err
+		e := json.NewEncoder(a.env.Stdout)
+		e.SetEscapeHTML(false)
+		return e.Encode(v)
 	}
 	const clock = "15:04:05.000000"
 	_, err := fmt.Fprintf(a.env.Stdout, "%s %s, %d bytes: %s\n", p.Time.Local().Format(clock), p.Summary(), p.Length, p.Explain(members))
