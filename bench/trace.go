@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
@@ -86,8 +87,7 @@ func withTrace(build builder, name, filter string, ended bool) builder {
 		}
 		tr, err := traceOf(program, name, n, filter)
 		if err != nil {
-			takeDown()
-			return nil, nil, err
+			return nil, nil, errors.Join(err, takeDown())
 		}
 		if ended {
 			tr.Close()

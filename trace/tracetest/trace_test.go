@@ -415,7 +415,7 @@ func TestWaitingForAPacketEndsWithItsContext(t *testing.T) {
 	tr := s.open(s.options(id, trace.Member{Name: "pass", ProgramID: id}), "udp")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := tr.Next(ctx); err != context.Canceled {
+	if _, err := tr.Next(ctx); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	// The next wait is not ended by that.
