@@ -115,6 +115,19 @@ func TestTraceTellsWhoDroppedWhichPacket(t *testing.T) {
 	}
 }
 
+func TestTraceAsksTheDaemonWhatRuns(t *testing.T) {
+	needTracing(t)
+	m := newMachine(t)
+	socket, daemon := m.daemonOf(t.TempDir())
+	defer daemon.Kill()
+	m.attach("pass", "--name", "sample", "--socket", socket)
+	m.attach("filter", "--name", "guard", "--set", "drop_port=53", "--socket", socket)
+	p := m.trace("--count", "1", "-o", "json", "--socket", socket, "udp")
+	m.send(53)
+	p.tells("dropped by guard, member 2 of 2", "guard")
+	m.holdfast("detach", m.NearName, "--all", "--socket", socket).succeeds()
+}
+
 func TestTraceWorksOnTheHooksOfOthers(t *testing.T) {
 	needTracing(t)
 	m := newMachine(t)
