@@ -27,6 +27,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/internal/cli"
 	"github.com/holdfast-bpf/holdfast/internal/wire"
 	"github.com/holdfast-bpf/holdfast/object"
+	"github.com/holdfast-bpf/holdfast/trace"
 	"github.com/holdfast-bpf/holdfast/varlink"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
@@ -85,7 +86,10 @@ var sentinels = map[string]error{
 	"owned.ErrNotEmpty":   owned.ErrNotEmpty,
 	"owned.ErrOrder":      owned.ErrOrder,
 
-	"varlink.ErrLimit": varlink.ErrLimit,
+	"trace.ErrFilter":      trace.ErrFilter,
+	"trace.ErrFused":       trace.ErrFused,
+	"trace.ErrUntraceable": trace.ErrUntraceable,
+	"varlink.ErrLimit":     varlink.ErrLimit,
 
 	"xdp.ErrAttachType":   xdp.ErrAttachType,
 	"xdp.ErrConflict":     xdp.ErrConflict,

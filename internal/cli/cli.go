@@ -28,6 +28,7 @@ import (
 	"github.com/holdfast-bpf/holdfast/client"
 	"github.com/holdfast-bpf/holdfast/internal/cli/xdploader"
 	"github.com/holdfast-bpf/holdfast/object"
+	"github.com/holdfast-bpf/holdfast/trace"
 	"github.com/holdfast-bpf/holdfast/xdp"
 )
 
@@ -101,6 +102,7 @@ var exitCodes = []struct {
 	{chain.ErrNoRoom, exitUsage},
 	{owned.ErrInvalid, exitUsage},
 	{declared.ErrInvalid, exitUsage},
+	{trace.ErrFilter, exitUsage},
 	{xdp.ErrInvalid, exitUsage},
 	{xdp.ErrUnexpected, exitFailed},
 	{object.ErrFormat, exitFailed},
