@@ -31,6 +31,8 @@ type watcher struct {
 	drift map[string]string
 	// gone are those of them whose interface is gone: nobody is to put them right.
 	gone map[string]bool
+	// lost is why the members of a hook run no more, for their holders.
+	lost map[string]string
 	// moved are the hooks whose interfaces have moved, which was told, and lookedFor is
 	// when they were looked for last.
 	moved     map[string]bool
@@ -40,7 +42,7 @@ type watcher struct {
 }
 
 func newWatcher(d *Daemon) *watcher {
-	return &watcher{daemon: d, pokes: make(chan struct{}, 1), told: map[memberKey]uint32{}, drift: map[string]string{}, gone: map[string]bool{}, stored: map[uint32]bool{}}
+	return &watcher{daemon: d, pokes: make(chan struct{}, 1), told: map[memberKey]uint32{}, drift: map[string]string{}, gone: map[string]bool{}, lost: map[string]string{}, stored: map[uint32]bool{}}
 }
 
 // poke has the watcher look soon.
@@ -128,7 +130,7 @@ func (w *watcher) look(ctx context.Context) error {
 	w.told = told
 	d.kept.forget(alive(chains))
 	w.store(chains)
-	w.lookForMoved(chains)
+	w.lookForMoved(ctx, chains)
 	w.tellDrift(ctx, chains, drift)
 	d.seen.set(chains, len(w.drift)-len(w.gone))
 	return nil
@@ -172,7 +174,7 @@ const movedEvery = 10 * interval
 
 // lookForMoved tells of interfaces that have gone to another network namespace, with
 // what is attached to them.
-func (w *watcher) lookForMoved(chains []arbiter.ChainState) {
+func (w *watcher) lookForMoved(ctx context.Context, chains []arbiter.ChainState) {
 	if len(chains) == 0 || time.Since(w.lookedFor) < movedEvery {
 		return
 	}
@@ -193,6 +195,11 @@ func (w *watcher) lookForMoved(chains []arbiter.ChainState) {
 	}
 	for entry := range moved {
 		if !w.moved[entry] {
+			// One that was deleted since its chain was looked at is not there either.
+			if d, err := w.daemon.arbiter.Drift(ctx, entry); err != nil || d.Lost != "" {
+				delete(moved, entry)
+				continue
+			}
 			w.daemon.metrics.Drift(driftMoved)
 			w.daemon.tell(wire.Event{
 				Kind: wire.Drift, Interface: byEntry[entry].Interface, Entry: entry,
@@ -250,11 +257,13 @@ func storeLink(config Config, id uint32) error {
 }
 
 // tellDrift tells of what is not as Holdfast has left it, once, and has what is declared
-// made anew.
+// made anew. Who holds a member there is told that it has ended: what was acknowledged is
+// not lost silently.
 func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, drift map[string]string) {
 	for _, c := range chains {
 		why := drift[c.Entry]
 		if why == "" || w.drift[c.Entry] == why {
+			w.tellHolders(c)
 			continue
 		}
 		d, err := w.daemon.arbiter.Drift(ctx, c.Entry)
@@ -276,11 +285,29 @@ func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, dr
 		}
 		w.daemon.metrics.Drift(kind)
 		w.daemon.tell(wire.Event{Kind: wire.Drift, Interface: c.Interface, Entry: c.Entry, Message: message})
+		if !d.Repinned {
+			w.lost[c.Entry] = message
+			w.tellHolders(c)
+		}
 		w.daemon.declared.drifted(c.Interface)
 	}
 	w.drift = drift
 	maps.DeleteFunc(w.gone, func(entry string, _ bool) bool { return drift[entry] == "" })
+	maps.DeleteFunc(w.lost, func(entry, _ string) bool { return drift[entry] == "" })
 	w.daemon.declared.step(ctx)
+}
+
+// tellHolders tells those who are connected that what they hold there has ended, if it has.
+func (w *watcher) tellHolders(c arbiter.ChainState) {
+	why := w.lost[c.Entry]
+	if why == "" {
+		return
+	}
+	for _, m := range c.Members {
+		if m.Leased {
+			w.daemon.leases.offer(leaseEvent{key: memberKey{c.Entry, m.ID}, ended: true, event: ended(c, m, why)})
+		}
+	}
 }
 
 // describe says what has happened to a hook, in a word and in a sentence.

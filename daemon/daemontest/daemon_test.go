@@ -2,7 +2,6 @@ package daemontest
 
 import (
 	"errors"
-	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -65,48 +64,6 @@ func TestAHeldMemberEndsWithItsHolder(t *testing.T) {
 	l.close()
 	eventually(t, "a to be gone", func() bool { return slices.Equal(p.chain(), []string{"b"}) })
 	other.close()
-	p.empty()
-}
-
-func TestAHeldMemberIsClaimedAfterTheDaemonHasEnded(t *testing.T) {
-	p := newPlace(t)
-	c := p.connect()
-	l, err := c.hold("a", "pass")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.stop()
-	if got := p.chain(); !slices.Equal(got, []string{"a"}) {
-		t.Errorf("without the daemon the chain is %v", got)
-	}
-	if _, _, err := l.next(t); errors.Is(err, io.EOF) {
-		t.Error("the lease has ended with the daemon")
-	}
-	p.start()
-	c = p.connect()
-	s, err := c.conn.Stream(t.Context(), wire.Interface+".Claim", wire.Claim{}, l.token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var r wire.ClaimReply
-	files, err := s.Next(t.Context(), &r)
-	if err != nil || r.Lease == nil || r.Lease.Member != "a" || r.Lease.ID != l.ID {
-		t.Fatalf("claimed %+v, error %v", r.Lease, decode(err))
-	}
-	files.Close()
-	defer s.Close()
-	// Somebody takes it out, and the holder is told.
-	hook, ns := p.hook()
-	if err := p.connect().call("Detach", wire.Detach{Hook: hook, Name: "a", Foreign: true}, nil, ns); err != nil {
-		t.Fatal(err)
-	}
-	r = wire.ClaimReply{}
-	if _, err := s.Next(t.Context(), &r); err != nil || r.Event == nil || r.Event.Kind != wire.Ended {
-		t.Errorf("got %+v, error %v", r.Event, err)
-	}
-	if _, err := s.Next(t.Context(), nil); !errors.Is(err, io.EOF) {
-		t.Errorf("the stream goes on: %v", err)
-	}
 	p.empty()
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-bpf/holdfast/arbiter"
+	"github.com/holdfast-bpf/holdfast/inspect"
 	"github.com/holdfast-bpf/holdfast/internal/kernel"
 	"github.com/holdfast-bpf/holdfast/internal/kerneltest"
 	"github.com/holdfast-bpf/holdfast/internal/rtnl"
@@ -35,10 +37,16 @@ func temporaryIsGone(t *testing.T) {
 	if found := m.status(); len(found) != 1 || found[0].Lifetime != arbiter.Held || len(found[0].Holders) != 1 {
 		t.Errorf("while it runs status is %+v", found)
 	}
+	if found := m.who(m.NearName); len(found) != 1 || !slices.ContainsFunc(found[0].By.Processes, func(by inspect.Process) bool { return by.PID == p.Cmd.Process.Pid }) {
+		t.Errorf("while it runs who tells %+v", found)
+	}
 	p.Cmd.Process.Kill()
 	m.empties()
 	if found := m.status(); len(found) != 0 {
 		t.Errorf("after SIGKILL status is %+v", found)
+	}
+	if found := m.who(m.NearName); len(found) != 1 || found[0].Program.ID != 0 {
+		t.Errorf("after SIGKILL who tells %+v", found)
 	}
 	// What was recorded of it goes with the next change, or with gc.
 	m.holdfast("gc").succeeds()
