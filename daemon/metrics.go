@@ -116,6 +116,21 @@ func (d *Daemon) serveMetrics(ctx context.Context, background *sync.WaitGroup) e
 }
 
 // listenForMetrics listens at an address. A socket has a lock as the daemon's own has.
+// Check refuses an address that nobody can listen at.
+func (m Metrics) Check() error {
+	path, socket := strings.CutPrefix(m.Address, "unix:")
+	switch {
+	case m.Address == "", socket && path != "":
+		return nil
+	case socket:
+		return errors.New("unix: is followed by the path of a socket")
+	}
+	if _, port, err := net.SplitHostPort(m.Address); err != nil || port == "" {
+		return fmt.Errorf("%q is neither host:port nor unix: and the path of a socket", m.Address)
+	}
+	return nil
+}
+
 func (d *Daemon) listenForMetrics(address string) (net.Listener, *os.File, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		return listen(path, 0o600)

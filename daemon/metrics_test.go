@@ -68,3 +68,14 @@ func TestMetricsAtAnAddressThatOthersReachAreWarnedOf(t *testing.T) {
 		t.Cleanup(all.Wait) // when the test's context has ended
 	}
 }
+
+func TestAnAddressOfMetricsIsCheckedBeforeAnythingElse(t *testing.T) {
+	for address, ok := range map[string]bool{
+		"": true, "127.0.0.1:9750": true, ":9750": true, "[::1]:9750": true, "unix:/run/x": true,
+		"bogus": false, "unix:": false, "127.0.0.1": false, "127.0.0.1:": false, "::1:9750": false,
+	} {
+		if err := (Metrics{Address: address}).Check(); (err == nil) != ok {
+			t.Errorf("%q: %v", address, err)
+		}
+	}
+}

@@ -288,7 +288,7 @@ func explain(o Options, err error) error {
 	var verifier *ebpf.VerifierError
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		e.Err, e.Detail, e.Hint = xdp.ErrPermission, "the kernel does not let this process trace programs", "run as root"
+		e.Err, e.Detail, e.Hint = xdp.ErrPermission, "the kernel does not let this process trace programs", "run as root; where root is refused, the kernel or a security module takes no programs of type BPF_PROG_TYPE_TRACING"
 	case errors.Is(err, os.ErrNotExist) && errors.Is(err, unix.ENOENT):
 		e.Err, e.Detail, e.Hint = xdp.ErrNotFound, fmt.Sprintf("program %d is not loaded", o.Program), "look at what is attached now"
 	case errors.Is(err, errNoTypes):

@@ -48,6 +48,9 @@ With --metrics it tells Prometheus what it counts, at /metrics there.`,
 			if served.Interfaces < 1 {
 				return usagef("--metrics-interfaces must be 1 or more")
 			}
+			if err := served.Check(); err != nil {
+				return usagef("--metrics: %v", err)
+			}
 			socket := cmp.Or(a.socket, a.env.Getenv("HOLDFAST_SOCKET"), client.DefaultSocket)
 			service, err := systemd.Start()
 			if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -68,6 +69,12 @@ With -o json each line is an object.`,
 			err = daemon.Watch(ctx, from, iface, a.printEvent)
 			if ctx.Err() != nil || errors.Is(err, context.Canceled) {
 				return nil // it was stopped
+			}
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				return &xdp.Error{
+					Op: "watch", Hook: socket, Err: xdp.ErrGone, Detail: "the daemon has ended",
+					Hint: "what is attached goes on; start the daemon, and watch again with --since",
+				}
 			}
 			return err
 		},
