@@ -80,6 +80,9 @@ func (f *foreign) changed(i xdp.Interface, gone bool) error {
 // look finds out what there is to know of the program that was attached when the kernel
 // told of it.
 func (f *foreign) look(i xdp.Interface, mode xdp.Mode, id uint32) seen {
+	if id == 0 {
+		return seen{}
+	}
 	s := seen{program: xdp.LookUpProgram(id)}
 	h, err := f.ns.HookAt(i.Index, mode)
 	if err != nil {

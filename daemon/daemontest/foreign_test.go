@@ -78,9 +78,39 @@ func TestWhatNetlinkDoesBehindEverybodysBackIsTold(t *testing.T) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+	name := func(program uint32) string {
+		for name, p := range programs {
+			if id(p) == program {
+				return name
+			}
+		}
+		return fmt.Sprint(program)
+	}
+	// told are the events until the program of that name is detached.
+	told := func(last string) (got []string) {
+		for {
+			var e wire.Event
+			select {
+			case e = <-events:
+			case <-time.After(30 * time.Second):
+				t.Fatalf("told %q, and no more", got)
+			}
+			if e.ProgramID == id(programs["first"]) || e.OldProgramID == id(programs["first"]) {
+				continue
+			}
+			if e.Owner != nil || !strings.Contains(e.Message, "by netlink") {
+				t.Errorf("told %+v", e)
+			}
+			got = append(got, fmt.Sprintf("%s %s %s", e.Kind, name(e.OldProgramID), name(e.ProgramID)))
+			if e.ProgramID == 0 && e.OldProgramID == id(programs[last]) {
+				return got
+			}
+		}
+	}
 	for _, name := range []string{"one", "two", "three", ""} {
 		set(programs[name])
 	}
+	got := told("three")
 	hook := find(t, p.veth)
 	link, err := hook.AttachLink(programs["linked"])
 	if err != nil {
@@ -94,27 +124,7 @@ func TestWhatNetlinkDoesBehindEverybodysBackIsTold(t *testing.T) {
 	set(programs["last"])
 	set(nil)
 
-	var got []string
-	name := func(id32 uint32) string {
-		for name, program := range programs {
-			if id(program) == id32 {
-				return name
-			}
-		}
-		return fmt.Sprint(id32)
-	}
-	for e := range events {
-		if e.ProgramID == id(programs["first"]) || e.OldProgramID == id(programs["first"]) {
-			continue
-		}
-		if e.Owner != nil || !strings.Contains(e.Message, "by netlink") {
-			t.Errorf("told %+v", e)
-		}
-		got = append(got, fmt.Sprintf("%s %s %s", e.Kind, name(e.OldProgramID), name(e.ProgramID)))
-		if e.OldProgramID == id(programs["last"]) {
-			break
-		}
-	}
+	got = append(got, told("last")...)
 	want := []string{"attached 0 one", "replaced one two", "replaced two three", "detached three 0", "attached 0 last", "detached last 0"}
 	if strings.Join(got, ", ") != strings.Join(want, ", ") {
 		t.Errorf("told %q, want %q", got, want)
