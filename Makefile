@@ -31,7 +31,7 @@ install: build man ## to PREFIX (/usr/local), below DESTDIR if given; XDP_LOADER
 	scripts/install-man bin/man $(DESTDIR)$(PREFIX)/share/man/man1
 	scripts/install-units '$(PREFIX)' '$(DESTDIR)'
 
-packages: ## the deb and the rpm, into bin/packages; the same bytes wherever they are built
+packages: ## the deb and the rpm, into bin/packages; the same bytes wherever the same Go builds them
 	@scripts/packages
 
 man: ## manual pages, into bin/man

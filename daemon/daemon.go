@@ -153,11 +153,10 @@ func (d *Daemon) Serve(ctx context.Context) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer cancel()
-	if err := d.serveMetrics(ctx, &background); err != nil {
-		l.Close()
-		return err
-	}
 	d.declared.read()
+	if d.metrics != nil {
+		background.Go(func() { d.serveMetrics(ctx) })
+	}
 	background.Go(func() { d.watcher.run(ctx) })
 	background.Go(func() { d.watchForeign(ctx) })
 	if d.config.Ready != nil {

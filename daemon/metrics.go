@@ -95,27 +95,33 @@ func (d *Daemon) answered(method string, err error, took time.Duration) {
 	d.metrics.Request(strings.TrimPrefix(method, wire.Interface+"."), result, took)
 }
 
-// serveMetrics listens where metrics are asked for, and answers until ctx ends. The
-// caller waits for the group.
-func (d *Daemon) serveMetrics(ctx context.Context, background *sync.WaitGroup) error {
-	if d.metrics == nil {
-		return nil
-	}
-	l, lock, err := d.listenForMetrics(d.config.Metrics.Address)
-	if err != nil {
-		return fmt.Errorf("metrics: %w", err)
-	}
-	background.Go(func() {
-		defer lock.Close() // which is nil for an address
-		if err := d.metrics.Serve(ctx, l, d.log); err != nil {
-			d.log.Error("metrics are not served any more", "error", err)
+// serveMetrics listens where metrics are asked for, and answers until ctx ends. What is
+// declared does not wait for an address that is not there yet, as before the network is
+// configured, or that somebody else has: that is tried again.
+func (d *Daemon) serveMetrics(ctx context.Context) {
+	const again = 5 * time.Second
+	for told := ""; ; {
+		l, lock, err := d.listenForMetrics(d.config.Metrics.Address)
+		if err == nil {
+			d.log.Info("metrics are served", "address", l.Addr().String())
+			if err := d.metrics.Serve(ctx, l, d.log); err != nil {
+				d.log.Error("metrics are not served any more", "error", err)
+			}
+			lock.Close() // which is nil for an address
+			return
 		}
-	})
-	d.log.Info("metrics are served", "address", l.Addr().String())
-	return nil
+		if err.Error() != told {
+			told = err.Error()
+			d.log.Warn("metrics can't be served yet", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(again):
+		}
+	}
 }
 
-// listenForMetrics listens at an address. A socket has a lock as the daemon's own has.
 // Check refuses an address that nobody can listen at.
 func (m Metrics) Check() error {
 	path, socket := strings.CutPrefix(m.Address, "unix:")
@@ -131,6 +137,7 @@ func (m Metrics) Check() error {
 	return nil
 }
 
+// listenForMetrics listens at an address. A socket has a lock as the daemon's own has.
 func (d *Daemon) listenForMetrics(address string) (net.Listener, *os.File, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		return listen(path, 0o600)
