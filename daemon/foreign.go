@@ -93,7 +93,7 @@ func (f *foreign) look(i xdp.Interface, mode xdp.Mode, id uint32) seen {
 		return s
 	}
 	at := state.At(mode)
-	s.linked = at != nil && at.Held == xdp.HeldByLink
+	s.linked = at != nil && at.Program.ID == id && at.Held == xdp.HeldByLink
 	return s
 }
 

@@ -80,6 +80,13 @@ func (c Counters) PerRun() time.Duration {
 	return c.Time / time.Duration(c.Timed)
 }
 
+// Less tells whether any of the numbers is less than it was: it has begun anew since.
+func (c Counters) Less(before Counters) bool {
+	v, was := c.Verdicts, before.Verdicts
+	return v.Aborted < was.Aborted || v.Drop < was.Drop || v.Pass < was.Pass || v.TX < was.TX || v.Redirect < was.Redirect ||
+		v.Other < was.Other || c.Timed < before.Timed || c.Time < before.Time
+}
+
 // Since is what was counted after that.
 func (c Counters) Since(before Counters) Counters {
 	return Counters{

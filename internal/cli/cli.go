@@ -94,6 +94,7 @@ var exitCodes = []struct {
 	{xdp.ErrNotAttached, exitNotFound},
 	{object.ErrNoProgram, exitNotFound},
 	{chain.ErrNoMember, exitNotFound},
+	{client.ErrNoDaemon, exitNotFound},
 	{arbiter.ErrLockTimeout, exitLockTimeout},
 	{object.ErrVariable, exitUsage},
 	{object.ErrAmbiguous, exitUsage},
@@ -164,9 +165,9 @@ func Main(env Env) int {
 	switch {
 	case err == nil || errors.As(err, &status):
 	case errors.As(err, &usage):
-		fmt.Fprintf(env.Stderr, "holdfast: %s; see `%s --help`\n", err, called.CommandPath())
+		fmt.Fprintf(env.Stderr, "holdfast: %s; see `%s --help`\n", printableLines(err), called.CommandPath())
 	default:
-		fmt.Fprintf(env.Stderr, "holdfast: %s\n", err)
+		fmt.Fprintf(env.Stderr, "holdfast: %s\n", printableLines(err))
 	}
 	return ExitCode(err)
 }

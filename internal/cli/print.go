@@ -198,6 +198,17 @@ func printable(r rune) rune {
 	return r
 }
 
+// printableLines is the text of an error, which may have several lines, and names in it
+// that others chose.
+func printableLines(err error) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return r
+		}
+		return printable(r)
+	}, err.Error())
+}
+
 // shrink takes from the widest column, again and again, but never below its
 // heading.
 func shrink(widths []int, head []string, total int) {

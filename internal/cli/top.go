@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -68,14 +69,15 @@ a line. On a terminal these keys do something:
 				return err
 			}
 			defer state.Close()
-			defer closeAll(namespaces)
+			// Each look opens them anew: one that is open outlives what it is for.
+			closeAll(namespaces)
 			stop, err := xdp.CountRuns()
 			if err != nil {
 				a.log.Warn("the kernel does not count, so only what chains count is shown", "why", err)
 			} else {
 				defer stop.Close()
 			}
-			l := &looker{app: a, state: state, namespaces: namespaces, names: args, netns: all, runs: err == nil}
+			l := &looker{app: a, state: state, spec: namespace, names: args, netns: all, runs: err == nil}
 			if in, out, ok := a.terminal(); ok && count == 0 && !a.json() {
 				return liveTop(c.Context(), in, out, l.look, o)
 			}
@@ -160,10 +162,13 @@ func (a *app) printTop(at time.Time, rows []rates.Row, o topOptions) error {
 // looker looks at hooks again and again.
 type looker struct {
 	*app
-	state      arbiter.Service
+	state arbiter.Service
+	// spec is the namespace to look into, and netns tells that it is all of them.
+	spec  string
+	netns bool
+	names []string
+	// namespaces are open during a look.
 	namespaces []*xdp.Namespace
-	names      []string
-	netns      bool
 	// runs tells that the kernel counts.
 	runs bool
 
@@ -186,7 +191,11 @@ type place struct {
 const looksBetween = 30
 
 // look is how things are now.
-func (l *looker) look(context.Context) (rates.Sample, error) {
+func (l *looker) look(context.Context) (_ rates.Sample, err error) {
+	if l.namespaces, err = l.app.namespaces(l.spec, l.netns); err != nil {
+		return rates.Sample{}, err
+	}
+	defer closeAll(l.namespaces)
 	changed := l.known == nil || l.looks >= looksBetween
 	for _, ns := range l.namespaces {
 		if changed {
@@ -294,7 +303,7 @@ func (l *looker) read(p place) (rates.Hook, bool, error) {
 	}
 	h := rates.Hook{
 		Namespace: p.namespace, Index: p.index, Interface: s.Interface, Mode: mode(s.Status), By: by(s),
-		ProgramID: s.Program.ID, Program: s.Program.Name,
+		ProgramID: s.Program.ID, Program: s.Program.Name, LoadedAt: s.Program.LoadedAt,
 	}
 	if l.netns {
 		h.NamespaceName = s.Namespace
@@ -331,7 +340,11 @@ func (l *looker) at(p place) (*arbiter.Status, error) {
 		if err != nil {
 			return nil, nil // the interface has gone, which the next look finds
 		}
-		return l.state.At(h)
+		s, err := l.state.At(h)
+		if errors.Is(err, xdp.ErrNotFound) {
+			return nil, nil
+		}
+		return s, err
 	}
 	return nil, nil
 }

@@ -172,7 +172,7 @@ func (m *topModel) title() string {
 
 func (m *topModel) wait() string {
 	if m.err != nil {
-		return m.err.Error()
+		return printableLines(m.err)
 	}
 	return "looking for " + m.interval.String()
 }
@@ -183,7 +183,7 @@ func (m *topModel) below(rows int) string {
 	case m.typing:
 		return "only with: " + m.filter + "_"
 	case m.err != nil:
-		return m.err.Error()
+		return printableLines(m.err)
 	case rows == 0 && m.filter != "":
 		return "nothing contains that: Esc shows all"
 	case rows == 0:

@@ -130,6 +130,6 @@ func (a *app) printEvent(e client.Event) error {
 	if e.Message != "" {
 		line += ": " + e.Message
 	}
-	_, err := fmt.Fprintln(a.env.Stdout, line)
+	_, err := fmt.Fprintln(a.env.Stdout, strings.Map(printable, line))
 	return err
 }

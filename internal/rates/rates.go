@@ -26,6 +26,8 @@ type Hook struct {
 	By                       string // who holds it
 	ProgramID                uint32
 	Program                  string
+	// LoadedAt is when the program was loaded, to the second or so.
+	LoadedAt time.Time
 	// Run is what the kernel has counted of the program, nil where it could not be
 	// read.
 	Run *xdp.Run
@@ -83,15 +85,19 @@ func (h Hook) key() hookKey { return hookKey{h.Namespace, h.Index, h.Mode} }
 func Between(before, after Sample) []Row {
 	seconds := after.Time.Sub(before.Time).Seconds()
 	known := map[hookKey]Hook{}
+	runs := map[uint32]xdp.Run{}
 	for _, h := range before.Hooks {
 		known[h.key()] = h
+		if h.Run != nil {
+			runs[h.ProgramID] = *h.Run
+		}
 	}
 	var rows []Row
 	for _, h := range after.Hooks {
 		was, had := known[h.key()]
 		row := Row{Netns: h.NamespaceName, Interface: h.Interface, Mode: h.Mode, By: h.By, Program: h.Program}
 		if seconds > 0 && h.Run != nil {
-			row.Rates = runRates(was, h, seconds)
+			row.Rates = runRates(h, runs, before.Time, seconds)
 		}
 		rows = append(rows, row)
 		members := map[uint32]Member{}
@@ -110,15 +116,19 @@ func Between(before, after Sample) []Row {
 	return rows
 }
 
-// runRates are those of the whole hook, as the kernel counts. A program that has come
-// meanwhile began with nothing, and how often the one before it ran until then was
-// seen by nobody.
-func runRates(before, after Hook, seconds float64) *Rates {
+// runRates are those of the whole hook, as the kernel counts, which is of a program,
+// wherever it runs. One that was loaded meanwhile began with nothing, and how often the
+// one before it ran until then was seen by nobody. One that is older and was not seen
+// before has counted elsewhere, or in another's time: its rates come with the next look.
+func runRates(after Hook, before map[uint32]xdp.Run, since time.Time, seconds float64) *Rates {
+	const coarse = 2 * time.Second // as the time of loading is
 	run := *after.Run
-	if before.Run != nil && before.ProgramID == after.ProgramID {
-		run.Count -= before.Run.Count
-		run.Time -= before.Run.Time
+	was, had := before[after.ProgramID]
+	if !had && after.LoadedAt.Before(since.Add(-coarse)) {
+		return nil
 	}
+	run.Count -= was.Count
+	run.Time -= was.Time
 	r := &Rates{Packets: float64(run.Count) / seconds, CPU: run.Time.Seconds() / seconds}
 	if run.Count > 0 {
 		r.PerPacket = float64(run.Time.Nanoseconds()) / float64(run.Count)
@@ -129,7 +139,7 @@ func runRates(before, after Hook, seconds float64) *Rates {
 // count makes the row that of a member which the chain has counted so.
 func (r *Row) count(before *stats.Counters, now stats.Counters, seconds float64) {
 	// Fewer than before are of a chain that has begun anew meanwhile.
-	if before != nil && before.Verdicts.Sum() <= now.Verdicts.Sum() {
+	if before != nil && !now.Less(*before) {
 		now = now.Since(*before)
 	}
 	packets := float64(now.Verdicts.Sum()) / seconds

@@ -21,9 +21,17 @@ func counters(pass, drop, timed uint64, time time.Duration) *stats.Counters {
 	return &stats.Counters{Verdicts: stats.Verdicts{Pass: pass, Drop: drop}, Timed: timed, Time: time}
 }
 
+// hook is one whose program was loaded between the two looks.
 func hook(program uint32, run *xdp.Run, members ...Member) Hook {
-	return Hook{Namespace: "c1", Index: 2, Interface: "eth0", Mode: "native", By: "x", ProgramID: program, Run: run, Members: members}
+	return Hook{
+		Namespace: "c1", Index: 2, Interface: "eth0", Mode: "native", By: "x",
+		ProgramID: program, LoadedAt: began.Add(time.Second), Run: run, Members: members,
+	}
 }
+
+func elsewhere(h Hook) Hook { h.Index = 3; return h }
+
+func old(h Hook) Hook { h.LoadedAt = began.Add(-time.Hour); return h }
 
 func TestRatesAreWhatCameBetween(t *testing.T) {
 	row := func(member string, r *Rates, v *stats.Verdicts) Row {
@@ -60,6 +68,20 @@ func TestRatesAreWhatCameBetween(t *testing.T) {
 			before: []Hook{hook(7, run(0, 0), Member{ID: 1, Name: "a", Counters: counters(9, 0, 5, 50)})},
 			after:  []Hook{hook(7, run(0, 0), Member{ID: 1, Name: "a", Counters: counters(2, 0, 0, 0)})},
 			want:   []Row{row("", &Rates{}, nil), row("a", &Rates{Packets: 1}, &stats.Verdicts{Pass: 2})},
+		},
+		"a chain has begun to count anew, and has counted more of something else": {
+			before: []Hook{hook(7, run(0, 0), Member{ID: 1, Name: "a", Counters: counters(0, 10, 0, 0)})},
+			after:  []Hook{hook(7, run(0, 0), Member{ID: 1, Name: "a", Counters: counters(20, 0, 0, 0)})},
+			want:   []Row{row("", &Rates{}, nil), row("a", &Rates{Packets: 10}, &stats.Verdicts{Pass: 20})},
+		},
+		"a program that runs elsewhere, too, has counted there": {
+			before: []Hook{elsewhere(hook(7, run(1000, 1000)))},
+			after:  []Hook{hook(7, run(1010, 1500))},
+			want:   []Row{row("", &Rates{Packets: 5, PerPacket: 50, CPU: 2.5e-7}, nil)},
+		},
+		"an old program that nobody has seen yet": {
+			after: []Hook{old(hook(7, run(1000, 1000)))},
+			want:  []Row{row("", nil, nil)},
 		},
 		"a hook that is new has no rates of its members yet": {
 			after: []Hook{hook(7, run(4, 40), Member{ID: 1, Name: "a", Counters: counters(1000, 0, 5, 50)})},
