@@ -405,21 +405,25 @@ func (a *Arbiter) settledDrift(ctx context.Context, entry string) (d Drift, err 
 func (a *Arbiter) Moved(entries []string) (map[string]bool, error) {
 	moved := map[string]bool{}
 	for ns, err := range xdp.Namespaces() {
-		if errors.Is(err, xdp.ErrPermission) {
-			continue
-		}
 		if err != nil {
-			return nil, err
+			continue // as if it could not be found
 		}
-		interfaces, err := ns.Interfaces()
-		id := ns.ID()
+		here := map[string]int{}
+		for _, entry := range entries {
+			if index, _, ok := hookOfKey(entry, ns.ID()); ok {
+				here[entry] = index
+			}
+		}
+		var interfaces []xdp.Interface
+		if len(here) > 0 {
+			interfaces, err = ns.Interfaces()
+		}
 		ns.Close()
 		if err != nil {
 			return nil, err
 		}
-		for _, entry := range entries {
-			index, _, ok := hookOfKey(entry, id)
-			if ok && !slices.ContainsFunc(interfaces, func(i xdp.Interface) bool { return i.Index == index }) {
+		for entry, index := range here {
+			if !slices.ContainsFunc(interfaces, func(i xdp.Interface) bool { return i.Index == index }) {
 				moved[entry] = true
 			}
 		}

@@ -369,11 +369,8 @@ func (a *Arbiter) forgetDead(ctx context.Context, key string) error {
 // error is errElsewhere where its network namespace can't be found from here.
 func (a *Arbiter) atHookOf(key string, f func(*xdp.Hook) error) error {
 	for ns, err := range xdp.Namespaces() {
-		if errors.Is(err, xdp.ErrPermission) {
-			continue
-		}
 		if err != nil {
-			return err
+			continue // as if it could not be found
 		}
 		index, mode, ok := hookOfKey(key, ns.ID())
 		if !ok {

@@ -30,7 +30,8 @@ type watcher struct {
 	// drift is what was said of each hook's drift, so that it is said once.
 	drift map[string]string
 	// gone are those of them whose interface is gone: nobody is to put them right.
-	gone map[string]bool
+	gone        map[string]bool
+	lookedAgain time.Time
 	// lost is why the members of a hook run no more, for their holders.
 	lost map[string]string
 	// moved are the hooks whose interfaces have moved, which was told, and lookedFor is
@@ -93,8 +94,11 @@ func (w *watcher) look(ctx context.Context) error {
 	}
 	there, told, drift := map[memberKey]bool{}, map[memberKey]uint32{}, map[string]string{}
 	for _, c := range chains {
-		if c.Changing {
-			continue // and is looked at when that is over
+		if c.Changing { // and is looked at when that is over
+			if why := w.drift[c.Entry]; why != "" {
+				drift[c.Entry] = why
+			}
+			continue
 		}
 		dead := 0
 		for _, m := range c.Members {
@@ -260,9 +264,18 @@ func storeLink(config Config, id uint32) error {
 // made anew. Who holds a member there is told that it has ended: what was acknowledged is
 // not lost silently.
 func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, drift map[string]string) {
+	// An interface may go after its link was taken away by force.
+	again := time.Since(w.lookedAgain) >= movedEvery
+	if again {
+		w.lookedAgain = time.Now()
+	}
 	for _, c := range chains {
 		why := drift[c.Entry]
 		if why == "" || w.drift[c.Entry] == why {
+			if why != "" && again && !w.gone[c.Entry] {
+				d, err := w.daemon.arbiter.Drift(ctx, c.Entry)
+				w.gone[c.Entry] = err == nil && d.Gone
+			}
 			w.tellHolders(c)
 			continue
 		}
@@ -292,7 +305,7 @@ func (w *watcher) tellDrift(ctx context.Context, chains []arbiter.ChainState, dr
 		w.daemon.declared.drifted(c.Interface)
 	}
 	w.drift = drift
-	maps.DeleteFunc(w.gone, func(entry string, _ bool) bool { return drift[entry] == "" })
+	maps.DeleteFunc(w.gone, func(entry string, gone bool) bool { return !gone || drift[entry] == "" })
 	maps.DeleteFunc(w.lost, func(entry, _ string) bool { return drift[entry] == "" })
 	w.daemon.declared.step(ctx)
 }

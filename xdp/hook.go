@@ -6,6 +6,7 @@ import (
 	"iter"
 	"math"
 	"os"
+	"time"
 
 	"github.com/holdfast-bpf/holdfast/internal/netns"
 	"github.com/holdfast-bpf/holdfast/internal/rtnl"
@@ -57,11 +58,17 @@ func OpenNamespace(spec string) (*Namespace, error) {
 // that may not be entered, as ErrPermission, or says what kept all others from being
 // found.
 func Namespaces() iter.Seq2[*Namespace, error] {
-	const looks = 64
+	// Whoever starts and ends processes in namespaces of their own could have it look
+	// for ever.
+	const (
+		looks = 64
+		limit = 2 * time.Second
+	)
 	return func(yield func(*Namespace, error) bool) {
 		told := map[uint64]bool{}
 		denied := map[uint64]string{}
-		for range looks {
+		begin := time.Now()
+		for n := 0; n < looks && (n < 3 || time.Since(begin) < limit); n++ {
 			found, err := netns.All()
 			if err != nil {
 				yield(nil, &Error{Op: "find network namespaces", Err: ErrUnexpected, Detail: err.Error()})
@@ -91,7 +98,7 @@ func Namespaces() iter.Seq2[*Namespace, error] {
 		}
 		yield(nil, &Error{
 			Op: "find network namespaces", Err: ErrUnexpected,
-			Detail: fmt.Sprintf("in each of %d looks there was one that was gone when it was to be opened", looks),
+			Detail: "each time one that was found was gone when it was to be opened",
 		})
 	}
 }
