@@ -154,9 +154,7 @@ func (d *Daemon) Serve(ctx context.Context) error {
 	defer background.Wait()
 	defer cancel()
 	d.declared.read()
-	if d.metrics != nil {
-		background.Go(func() { d.serveMetrics(ctx) })
-	}
+	d.serveMetrics(ctx, &background)
 	background.Go(func() { d.watcher.run(ctx) })
 	background.Go(func() { d.watchForeign(ctx) })
 	if d.config.Ready != nil {

@@ -97,29 +97,32 @@ func (d *Daemon) answered(method string, err error, took time.Duration) {
 
 // serveMetrics listens where metrics are asked for, and answers until ctx ends. What is
 // declared does not wait for an address that is not there yet, as before the network is
-// configured, or that somebody else has: that is tried again.
-func (d *Daemon) serveMetrics(ctx context.Context) {
-	const again = 5 * time.Second
-	for told := ""; ; {
-		l, lock, err := d.listenForMetrics(d.config.Metrics.Address)
-		if err == nil {
-			d.log.Info("metrics are served", "address", l.Addr().String())
-			if err := d.metrics.Serve(ctx, l, d.log); err != nil {
-				d.log.Error("metrics are not served any more", "error", err)
-			}
-			lock.Close() // which is nil for an address
-			return
-		}
-		if err.Error() != told {
-			told = err.Error()
-			d.log.Warn("metrics can't be served yet", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(again):
-		}
+// configured, or that somebody else has: that is tried again. The
+// caller waits for the group.
+func (d *Daemon) serveMetrics(ctx context.Context, background *sync.WaitGroup) {
+	if d.metrics == nil {
+		return
 	}
+	const again = 5 * time.Second
+	l, lock, err := d.listenForMetrics(d.config.Metrics.Address)
+	background.Go(func() {
+		for told := ""; err != nil; l, lock, err = d.listenForMetrics(d.config.Metrics.Address) {
+			if err.Error() != told {
+				told = err.Error()
+				d.log.Warn("metrics can't be served yet", "error", err)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(again):
+			}
+		}
+		defer lock.Close() // which is nil for an address
+		d.log.Info("metrics are served", "address", l.Addr().String())
+		if err := d.metrics.Serve(ctx, l, d.log); err != nil {
+			d.log.Error("metrics are not served any more", "error", err)
+		}
+	})
 }
 
 // Check refuses an address that nobody can listen at.
