@@ -19,7 +19,9 @@ type sight struct {
 	// linksOf and programsOf are the processes that have a descriptor, by id.
 	linksOf, programsOf map[uint32][]Process
 	pins                []pin
-	sockets             []Socket
+	// sockets are those with descriptors under way, once they were searched.
+	sockets  []Socket
+	searched bool
 	// complete tells that no process was hidden from us.
 	complete bool
 	limits   []string
@@ -197,7 +199,7 @@ func (d *decider) kept(f *Finding, k Keepers) []How {
 	switch {
 	case len(d.sockets) > 0:
 		f.note("no process and no pin has its link: its descriptor was sent and is not received yet, by one of the sockets that have some under way")
-	case d.complete:
+	case d.complete && d.searched:
 		f.note("no process and no pin has its link, and no socket has a descriptor under way: it is where the kernel does not show it, such as the registered files of an io_uring, or a thread's own descriptors")
 	}
 	if !d.complete {

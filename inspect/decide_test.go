@@ -65,8 +65,9 @@ func TestHowALinkIsHeldIsWhatKeepsIt(t *testing.T) {
 		{"an orphan", sight{linksOf: map[uint32][]Process{7: {{PID: 3, Comm: "agent", Orphan: true}}}}, []How{ByProcess}, "process 3 (agent) was started by one that has ended", 0},
 		{"a pin", sight{pins: []pin{{Pin: Pin{Path: "/a"}, link: 7}}}, []How{ByPin}, "", 0},
 		{"both", sight{linksOf: map[uint32][]Process{7: {process(3)}}, pins: []pin{{Pin: Pin{Path: "/a"}, link: 7}}}, []How{ByProcess, ByPin}, "", 0},
-		{"others' pins and processes", sight{linksOf: map[uint32][]Process{8: {process(3)}}, pins: []pin{{Pin: Pin{Path: "/a"}, link: 8}, {Pin: Pin{Path: "/b"}, program: 7}}, complete: true}, []How{InFlight}, "no socket has a descriptor under way", 0},
+		{"others' pins and processes", sight{linksOf: map[uint32][]Process{8: {process(3)}}, pins: []pin{{Pin: Pin{Path: "/a"}, link: 8}, {Pin: Pin{Path: "/b"}, program: 7}}, complete: true, searched: true}, []How{InFlight}, "no socket has a descriptor under way", 0},
 		{"a socket", sight{sockets: []Socket{socket}, complete: true}, []How{InFlight}, "was sent and is not received yet", 1},
+		{"nobody yet", sight{complete: true}, []How{InFlight}, "", 0},
 		{"nobody that can be seen", sight{}, []How{InFlight}, "not all processes can be seen", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {

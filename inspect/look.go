@@ -37,27 +37,36 @@ const looks = 5
 // It reads all of /proc and every bpffs, which takes milliseconds to tenths of a
 // second. Since Linux 5.10.
 func Look(o Options) (*Report, error) {
+	return settle(o.Interfaces, look, inFlight, func(n int) {
+		// What has ended may be there still: the kernel frees it later.
+		_ = kernel.AwaitGracePeriod()
+		time.Sleep(time.Duration(n) * 5 * time.Millisecond)
+	})
+}
+
+// settle looks until what nobody seems to have is the same twice, or for as often as
+// looks says, and then for sockets that may have it.
+func settle(names []string, look func() (*sight, error), inFlight func() ([]Socket, error), pause func(n int)) (*Report, error) {
 	var last []uint64
 	for n := 1; ; n++ {
 		s, err := look()
 		if err != nil {
 			return nil, err
 		}
-		r := decide(s, o.Interfaces)
+		r := decide(s, names)
 		ids := r.unaccounted()
-		if len(ids) == 0 || n == looks {
+		if len(ids) == 0 {
 			return r, nil
 		}
-		if n > 1 && slices.Equal(ids, last) {
+		if n == looks || n > 1 && slices.Equal(ids, last) {
 			if s.sockets, err = inFlight(); err != nil {
 				s.limits = append(s.limits, "sockets with descriptors under way can't be looked for: "+err.Error())
 			}
-			return decide(s, o.Interfaces), nil
+			s.searched = err == nil
+			return decide(s, names), nil
 		}
 		last = ids
-		// What has ended may be there still: the kernel frees it later.
-		_ = kernel.AwaitGracePeriod()
-		time.Sleep(time.Duration(n) * 5 * time.Millisecond)
+		pause(n)
 	}
 }
 
