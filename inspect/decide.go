@@ -80,6 +80,7 @@ func decide(s *sight, names []string) *Report {
 		}
 	}
 	r.Findings = append(r.Findings, d.loaded()...)
+	r.going = d.going
 	return r
 }
 
@@ -88,6 +89,7 @@ type decider struct {
 	*sight
 	told   map[uint32]bool // programs
 	linked map[uint32]bool // links that are a hook's
+	going  []uint32        // defunct links that nobody seems to keep
 }
 
 func (d *decider) attached(ns namespace, names []string) []Finding {
@@ -237,6 +239,7 @@ func (d *decider) defunct(l xdp.LinkInfo) []Finding {
 	f.Since, f.SinceLoad = f.Program.LoadedAt, !f.Program.LoadedAt.IsZero()
 	f.Open = d.ofProgram(l.ProgramID)
 	if f.By.none() && len(d.sockets) == 0 {
+		d.going = append(d.going, l.ID)
 		return nil
 	}
 	f.How = append(f.How, d.kept(&f, f.By)...)
@@ -379,6 +382,9 @@ func (r *Report) unaccounted() []uint64 {
 		if f.Interface == "" && f.Index != 0 {
 			ids = append(ids, uint64(f.LinkID)<<32)
 		}
+	}
+	for _, link := range r.going {
+		ids = append(ids, uint64(link)<<32)
 	}
 	slices.Sort(ids)
 	return ids

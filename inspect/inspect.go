@@ -63,7 +63,7 @@ type Process struct {
 	Container string `json:"container,omitempty"`
 	Cgroup    string `json:"cgroup,omitempty"`
 	// Parent is its parent now, and Orphan tells that the process that started it
-	// has ended: what it holds it may have inherited.
+	// may have ended: what it holds it may have inherited.
 	Parent int  `json:"ppid,omitempty"`
 	Orphan bool `json:"orphan,omitempty"`
 	// Started is when it started.
@@ -211,6 +211,8 @@ type Report struct {
 	Limits []string `json:"limits,omitempty"`
 
 	interfaces map[place]string
+	// going are defunct links that nobody seems to keep.
+	going []uint32
 }
 
 // place is an interface of the machine.

@@ -54,3 +54,21 @@ func TestSocketsThatCanNotBeSearchedAreNotSaidToHaveNothing(t *testing.T) {
 		t.Errorf("the notes are %q, the limits %q", f.Notes, r.Limits)
 	}
 }
+
+func TestADefunctLinkUnderWayIsTold(t *testing.T) {
+	socket := Socket{Process: process(9), Inode: 4711, Descriptors: 1}
+	gone := func() (*sight, error) {
+		return &sight{links: []xdp.LinkInfo{{ID: 7, ProgramID: 42}}, complete: true}, nil
+	}
+	r, err := settle(nil, gone, func() ([]Socket, error) { return []Socket{socket}, nil }, func(int) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := only(t, r); f.LinkID != 7 || !slices.Equal(f.How, []How{Defunct, InFlight}) || !slices.Equal(f.By.Sockets, []Socket{socket}) {
+		t.Errorf("it is %+v, want link 7 with the socket", f)
+	}
+	r, err = settle(nil, gone, func() ([]Socket, error) { return nil, nil }, func(int) {})
+	if err != nil || len(r.Findings) != 0 {
+		t.Errorf("one that is about to go is told: %+v (%v)", r, err)
+	}
+}
