@@ -247,7 +247,7 @@ func (d *decider) defunct(l xdp.LinkInfo) []Finding {
 	return []Finding{f}
 }
 
-// elsewhere is a link that attaches its program in a namespace that was not found.
+// elsewhere is a link that attaches its program in a namespace that was not seen.
 func (d *decider) elsewhere(l xdp.LinkInfo) Finding {
 	f := Finding{Held: xdp.HeldByLink, LinkID: l.ID, Index: l.Index, By: d.ofLink(l.ID)}
 	f.Program = d.program(l.ProgramID)
@@ -255,7 +255,7 @@ func (d *decider) elsewhere(l xdp.LinkInfo) Finding {
 	f.Since, f.SinceLoad = f.Program.LoadedAt, !f.Program.LoadedAt.IsZero()
 	f.Open = d.ofProgram(l.ProgramID)
 	f.How = d.kept(&f, f.By)
-	f.note("it is attached to interface %d of a network namespace that can't be found from here", l.Index)
+	f.note("it is attached to interface %d of a network namespace that can't be seen from here", l.Index)
 	return f
 }
 

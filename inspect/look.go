@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -80,9 +81,7 @@ func look() (*sight, error) {
 	case !s.complete:
 		s.limits = append(s.limits, "only the processes of this process namespace are seen: for all of the machine it takes the first one")
 	}
-	if err := s.lookAtNamespaces(); err != nil {
-		return nil, err
-	}
+	s.lookAtNamespaces()
 	links, err := xdp.Links()
 	if err != nil {
 		s.limits = append(s.limits, "links and names of programs can't be read: "+err.Error())
@@ -102,7 +101,7 @@ func look() (*sight, error) {
 }
 
 // lookAtNamespaces looks into every network namespace that can be found.
-func (s *sight) lookAtNamespaces() error {
+func (s *sight) lookAtNamespaces() {
 	denied := 0
 	for ns, err := range xdp.Namespaces() {
 		switch {
@@ -117,14 +116,15 @@ func (s *sight) lookAtNamespaces() error {
 		// It is open no longer than that: this may be the last that keeps it.
 		ns.Close()
 		if err != nil {
-			return err
+			// One that changes all the time must not hide the others.
+			s.limits = append(s.limits, fmt.Sprintf("network namespace %s can't be looked into: %v", cmp.Or(ns.Spec(), "of this process"), err))
+			continue
 		}
 		s.namespaces = append(s.namespaces, *n)
 	}
 	if denied > 0 {
 		s.limits = append(s.limits, fmt.Sprintf("%d network namespaces can't be entered, which takes CAP_SYS_ADMIN", denied))
 	}
-	return nil
 }
 
 func lookInto(ns *xdp.Namespace) (n *namespace, err error) {
