@@ -191,7 +191,7 @@ func (d *decider) fillLink(f *Finding) {
 func (d *decider) kept(f *Finding, k Keepers) []How {
 	for _, p := range k.Processes {
 		if p.Orphan {
-			f.note("%s was started by one that has ended, from which it may have what it holds", p)
+			f.note("%s may have been started by one that has ended, and have what it holds from that", p)
 		}
 	}
 	if !k.none() {

@@ -62,7 +62,7 @@ func TestHowALinkIsHeldIsWhatKeepsIt(t *testing.T) {
 		sockets int
 	}{
 		{"a process", sight{linksOf: map[uint32][]Process{7: {process(3)}}, complete: true}, []How{ByProcess}, "", 0},
-		{"an orphan", sight{linksOf: map[uint32][]Process{7: {{PID: 3, Comm: "agent", Orphan: true}}}}, []How{ByProcess}, "process 3 (agent) was started by one that has ended", 0},
+		{"an orphan", sight{linksOf: map[uint32][]Process{7: {{PID: 3, Comm: "agent", Orphan: true}}}}, []How{ByProcess}, "process 3 (agent) may have been started by one that has ended", 0},
 		{"a pin", sight{pins: []pin{{Pin: Pin{Path: "/a"}, link: 7}}}, []How{ByPin}, "", 0},
 		{"both", sight{linksOf: map[uint32][]Process{7: {process(3)}}, pins: []pin{{Pin: Pin{Path: "/a"}, link: 7}}}, []How{ByProcess, ByPin}, "", 0},
 		{"others' pins and processes", sight{linksOf: map[uint32][]Process{8: {process(3)}}, pins: []pin{{Pin: Pin{Path: "/a"}, link: 8}, {Pin: Pin{Path: "/b"}, program: 7}}, complete: true, searched: true}, []How{InFlight}, "no socket has a descriptor under way", 0},
@@ -219,6 +219,16 @@ func TestAnEmptyInterfaceIsToldWhereItIsNamed(t *testing.T) {
 	}
 	if name, ok := r.Interface("c2", 2); ok {
 		t.Errorf("interface 2 of another namespace is %q", name)
+	}
+}
+
+func TestNoCommandIsToldThatWouldReadTheNameAsAnOption(t *testing.T) {
+	s := &sight{namespaces: []namespace{space("", "c1", at("--all", 2, native(42, xdp.HeldByNetlink, 0)))}}
+	f := only(t, decide(s, nil))
+	for _, a := range []Answer{f.Would.Own, f.Would.Share, f.Would.Replace, f.Would.Detach} {
+		if a.Command != "" {
+			t.Errorf("to run is %q", a.Command)
+		}
 	}
 }
 

@@ -107,7 +107,7 @@ func (f *Finding) foreseeOwned(own Own) {
 		a.Ask = owner // the link is Holdfast's
 	}
 	member := "MEMBER"
-	if len(own.Members) == 1 {
+	if len(own.Members) == 1 && !strings.HasPrefix(own.Members[0], "-") {
 		member = own.Members[0]
 	}
 	switch {
@@ -178,8 +178,12 @@ func (f *Finding) holders() []string {
 	return all
 }
 
-// command is a command of Holdfast's about the finding's interface.
+// command is a command of Holdfast's about the finding's interface, and empty where
+// the interface's name would be read as an option.
 func (f *Finding) command(verb string, args ...string) string {
+	if strings.HasPrefix(f.Interface, "-") {
+		return ""
+	}
 	all := append([]string{"holdfast", verb, quote(f.Interface)}, args...)
 	for i := 3; i < len(all); i++ {
 		all[i] = quote(all[i])

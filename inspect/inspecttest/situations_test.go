@@ -302,7 +302,7 @@ func TestAChildWhoseParentHasEndedIsTheHolder(t *testing.T) {
 	if child == parent.PID() || !f.By.Processes[0].Orphan {
 		t.Errorf("its holder is %+v, want an orphan", f.By.Processes[0])
 	}
-	wantNote(t, f, "was started by one that has ended")
+	wantNote(t, f, "may have been started by one that has ended")
 	parent.Input.Close()
 	if !kerneltest.Eventually(func() bool { return v.Near.Device(t, v.NearName).XDP == rtnl.XDP{} }) {
 		t.Error("it stays attached when the child has ended")

@@ -31,7 +31,7 @@ var (
 		},
 		Open:  inspect.Keepers{Processes: []inspect.Process{collector}},
 		Since: loadedAt, SinceLoad: true,
-		Notes: []string{contained.String() + " was started by one that has ended, from which it may have what it holds"},
+		Notes: []string{contained.String() + " may have been started by one that has ended, and have what it holds from that"},
 		Would: &inspect.Would{Own: letGo, Share: letGo, Replace: letGo, Detach: takeAway},
 	}}
 	whoShared = whoFinding{Finding: inspect.Finding{

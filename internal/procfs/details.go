@@ -17,8 +17,9 @@ type Details struct {
 	// Parent is the process's parent now: that of a process whose parent has
 	// ended is process 1, or another that takes in orphans.
 	Parent int
-	// Orphan tells that the process that started it has ended: it leads no session,
-	// and is in another than its parent, which it therefore was given to.
+	// Orphan tells that the process that started it may have ended: it leads no
+	// session, and is in another than its parent. Either it was given to that, or
+	// its parent has called setsid since.
 	Orphan bool
 	// Started is when the process started, to the second or so.
 	Started time.Time
