@@ -24,7 +24,9 @@ type sight struct {
 	searched bool
 	// complete tells that no process was hidden from us.
 	complete bool
-	limits   []string
+	// cut tells that there was too much to look at all of it, as there would be again.
+	cut    bool
+	limits []string
 }
 
 // namespace is a network namespace as it was seen.

@@ -30,6 +30,13 @@ type Options struct {
 // seemed to have.
 const looks = 5
 
+// maxEntries and maxWalk bound how long pins are looked for: anybody may mount a
+// bpffs, and fill it.
+const (
+	maxEntries = 1_000_000
+	maxWalk    = 10 * time.Second
+)
+
 // Look looks at the whole machine. As root it sees everything; others see what is
 // attached, and the report says what they can't. A process that hands a descriptor
 // on while it is looked at is not taken for none: what nobody seems to have is
@@ -59,7 +66,7 @@ func settle(names []string, look func() (*sight, error), inFlight func() ([]Sock
 		if len(ids) == 0 {
 			return r, nil
 		}
-		if n == looks || n > 1 && slices.Equal(ids, last) {
+		if n == looks || s.cut || n > 1 && slices.Equal(ids, last) {
 			if s.sockets, err = inFlight(); err != nil {
 				s.limits = append(s.limits, "sockets with descriptors under way can't be looked for: "+err.Error())
 			}
@@ -265,15 +272,15 @@ func typesOf(id uint32) *btf.Spec {
 func (s *sight) lookAtPins() {
 	type file struct{ device, inode uint64 }
 	seen := map[file]bool{}
-	err := bpffs.Everywhere(func(at bpffs.Place, root *bpffs.Root) {
+	budget := &bpffs.Budget{Entries: maxEntries, Until: time.Now().Add(maxWalk)}
+	skipped, err := bpffs.Everywhere(budget, func(at bpffs.Place, root *bpffs.Root) {
 		comm := ""
 		if at.PID != 0 {
 			comm = procfs.Comm(at.PID)
 		}
-		top := root.Path()
-		_ = bpffs.WalkPins(root.Path("."), func(path string) {
+		root.WalkPins(budget, func(name, path string) {
 			var st unix.Stat_t
-			if unix.Lstat(path, &st) != nil || seen[file{st.Dev, st.Ino}] {
+			if unix.Stat(path, &st) != nil || seen[file{st.Dev, st.Ino}] {
 				return
 			}
 			p, ok := readPin(path)
@@ -281,7 +288,7 @@ func (s *sight) lookAtPins() {
 				return
 			}
 			seen[file{st.Dev, st.Ino}] = true
-			name := path[min(len(top), len(path)):]
+			name = "/" + name
 			p.Pin = Pin{Path: at.Path + name, Since: time.Unix(st.Ctim.Unix()).Round(time.Second)}
 			if at.PID != 0 {
 				p.PID, p.Comm, p.Reach = at.PID, comm, at.Name()+name
@@ -291,6 +298,12 @@ func (s *sight) lookAtPins() {
 	})
 	if err != nil {
 		s.limits = append(s.limits, "pins can't be looked for: "+err.Error())
+	}
+	if skipped > 0 {
+		s.limits = append(s.limits, fmt.Sprintf("pins can't be looked for everywhere in %d mount namespaces: their roots or mounts can't be opened", skipped))
+	}
+	if s.cut = budget.Spent(); s.cut {
+		s.limits = append(s.limits, fmt.Sprintf("not all pins were looked for: there are more than %d names and mounts, or it takes longer than %s", maxEntries, maxWalk))
 	}
 }
 

@@ -406,28 +406,3 @@ func LockDir(ctx context.Context, dir string, timeout time.Duration) (*Lock, err
 
 // Unlock releases the lock.
 func (l *Lock) Unlock() { l.f.Close() }
-
-// WalkPins calls f with the path of every pin below dir. Directories that can't
-// be read, and mount points of another file system below it, are left out, and
-// so are the kernel's own files, such as maps.debug: only it can make a name
-// with a dot.
-func WalkPins(dir string, f func(path string)) error {
-	if !Is(dir) {
-		return fmt.Errorf("%s: %w", dir, ErrNoBPFFS)
-	}
-	// DirFS looks through dir where that is a link, as Root.Path is.
-	return fs.WalkDir(os.DirFS(dir), ".", func(name string, e fs.DirEntry, err error) error {
-		path := filepath.Join(dir, name)
-		switch {
-		case err != nil && e != nil && e.IsDir():
-			return fs.SkipDir
-		case err != nil:
-			return nil
-		case e.IsDir() && !Is(path):
-			return fs.SkipDir
-		case e.Type().IsRegular() && !strings.Contains(e.Name(), "."):
-			f(path)
-		}
-		return nil
-	})
-}
