@@ -72,3 +72,16 @@ func TestADefunctLinkUnderWayIsTold(t *testing.T) {
 		t.Errorf("one that is about to go is told: %+v (%v)", r, err)
 	}
 }
+
+func TestWhatIsTooMuchIsLookedAtOnce(t *testing.T) {
+	n, searched := 0, 0
+	_, err := settle(nil, func() (*sight, error) {
+		n++
+		s := sighted(7)
+		s.cut = true
+		return s, nil
+	}, func() ([]Socket, error) { searched++; return nil, nil }, func(int) {})
+	if err != nil || n != 1 || searched != 1 {
+		t.Errorf("looked %d times, searched %d times (%v)", n, searched, err)
+	}
+}
