@@ -313,10 +313,11 @@ func (t *Trace) Next(ctx context.Context) (*Packet, error) {
 	if t.left == 0 {
 		return nil, io.EOF
 	}
-	stop := context.AfterFunc(ctx, func() { t.reader.Flush() })
+	reader := t.reader // which Close forgets, maybe before the function below runs
+	stop := context.AfterFunc(ctx, func() { reader.Flush() })
 	defer stop()
 	for {
-		record, err := t.reader.Read()
+		record, err := reader.Read()
 		if errors.Is(err, ringbuf.ErrFlushed) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
