@@ -143,7 +143,7 @@ func (t *Trace) open(o Options) error {
 			continue
 		}
 		if err := t.watch(spec, shared.Maps[programsMapStates], uint32(i), m.ProgramID); err != nil {
-			t.refused[i] = err
+			t.refused[i] = explain(Options{Program: m.ProgramID}, err)
 			continue
 		}
 		t.seen[i] = true
@@ -287,6 +287,9 @@ func explain(o Options, err error) error {
 	}
 	var verifier *ebpf.VerifierError
 	switch {
+	// The verifier refuses with these errnos, too, and then says why.
+	case errors.As(err, &verifier) && len(verifier.Log) > 0:
+		e.Err, e.Hint = ErrUntraceable, "the sentence is the kernel's verifier's; a newer kernel may take the program"
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		e.Err, e.Detail, e.Hint = xdp.ErrPermission, "the kernel does not let this process trace programs", "run as root; where root is refused, the kernel or a security module takes no programs of type BPF_PROG_TYPE_TRACING"
 	case errors.Is(err, os.ErrNotExist) && errors.Is(err, unix.ENOENT):
@@ -294,7 +297,10 @@ func explain(o Options, err error) error {
 	case errors.Is(err, errNoTypes):
 		e.Err, e.Detail = ErrUntraceable, fmt.Sprintf("program %d was loaded without type information (BTF), which the kernel asks for", o.Program)
 		e.Hint = "build it with debug information (clang -g)"
-	case errors.Is(err, ebpf.ErrNotSupported), errors.As(err, &verifier), errors.Is(err, unix.Errno(524)), errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EBUSY):
+		e.Err, e.Detail = ErrUntraceable, "an extension (freplace) has the place of its main function"
+		e.Hint = "trace the extension"
+	case errors.Is(err, ebpf.ErrNotSupported), verifier != nil, errors.Is(err, unix.Errno(524)), errors.Is(err, unix.EINVAL):
 		e.Err, e.Hint = ErrUntraceable, "it takes a kernel that compiles programs (net.core.bpf_jit_enable) and has BTF"
 	}
 	errors.As(err, &e.Errno)
@@ -304,7 +310,8 @@ func explain(o Options, err error) error {
 // Members are those that the trace was opened with.
 func (t *Trace) Members() []Member { return t.members }
 
-// Unseen tells why what the member returns can't be told, nil if it can be.
+// Unseen tells why what the member returns can't be told, nil if it can be: ErrFused,
+// or an [*xdp.Error] as Open returns them.
 func (t *Trace) Unseen(member int) error { return t.refused[member] }
 
 // Next waits for a packet. It returns an io.EOF after as many as were asked for,
