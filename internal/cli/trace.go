@@ -156,8 +156,7 @@ func (t *tracing) run(ctx context.Context) error {
 // follow traces what runs at the hook until that is another; then it returns
 // what runs instead.
 func (t *tracing) follow(ctx context.Context, what trace.Options) (next trace.Options, err error) {
-	what.Count = t.count - t.told
-	tr, err := trace.Open(what)
+	tr, err := t.open(&what)
 	if err != nil {
 		return what, err
 	}
@@ -169,9 +168,11 @@ func (t *tracing) follow(ctx context.Context, what trace.Options) (next trace.Op
 	}()
 	t.log.Info("tracing "+t.hook.Name(), "program", what.Program, "members", len(what.Members), "packets", what.Count, "for", t.duration)
 	t.warn(tr)
-	for {
-		slice, cancel := context.WithTimeout(ctx, lookAgain)
-		p, err := tr.Next(slice)
+	look := time.Now().Add(lookAgain)
+	// Where packets never end, Next does not tell that the context has.
+	for ctx.Err() == nil {
+		until, cancel := context.WithDeadline(ctx, look)
+		p, err := tr.Next(until)
 		cancel()
 		switch {
 		case err == nil:
@@ -179,11 +180,14 @@ func (t *tracing) follow(ctx context.Context, what trace.Options) (next trace.Op
 			if err := t.print(p, tr.Members()); err != nil {
 				return what, err
 			}
-			continue
 		case errors.Is(err, io.EOF), ctx.Err() != nil:
 			return what, nil
 		case !errors.Is(err, context.DeadlineExceeded):
 			return what, err
+		}
+		// All may have been told: then nothing is looked at anew.
+		if t.told == t.count || time.Now().Before(look) {
+			continue
 		}
 		now, err := t.target()
 		if err != nil {
@@ -192,6 +196,25 @@ func (t *tracing) follow(ctx context.Context, what trace.Options) (next trace.Op
 		if now.Program != what.Program || !slices.Equal(now.Members, what.Members) {
 			t.log.Info("the chain has changed, and is looked at anew")
 			return now, nil
+		}
+		look = time.Now().Add(lookAgain)
+	}
+	return what, nil
+}
+
+// openAttempts is how often what runs is read, while others replace it.
+const openAttempts = 5
+
+// open begins to trace. What has been replaced since it was read is read again.
+func (t *tracing) open(what *trace.Options) (*trace.Trace, error) {
+	for attempt := 1; ; attempt++ {
+		what.Count = t.count - t.told
+		tr, err := trace.Open(*what)
+		if !errors.Is(err, xdp.ErrNotFound) || attempt == openAttempts {
+			return tr, err
+		}
+		if *what, err = t.target(); err != nil {
+			return nil, err
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -113,6 +114,25 @@ func TestTraceTellsWhoDroppedWhichPacket(t *testing.T) {
 			t.Errorf("%q is not the comment of one packet", comment)
 		}
 	}
+}
+
+func TestTraceFollowsAChainWhilePacketsCome(t *testing.T) {
+	needTracing(t)
+	m := newMachine(t)
+	m.attach("pass", "--name", "sample")
+	m.attach("pass", "--name", "last")
+	p := m.trace("--count", "1000000000", "udp")
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		for p.Lines.Scan() {
+		}
+	}()
+	kerneltest.StartFlood(t, m.Veth, kerneltest.FloodOptions{Port: 53, Packets: 1 << 30, Duration: time.Minute, Rate: 1000})
+	m.holdfast("detach", m.NearName, "sample").succeeds()
+	m.eventually("the chain to be looked at anew", func() bool { return p.begun(m) == 2 })
+	p.Kill()
+	<-drained
 }
 
 func TestTraceAsksTheDaemonWhatRuns(t *testing.T) {
