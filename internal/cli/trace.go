@@ -106,6 +106,8 @@ type tracing struct {
 
 	told uint32
 	lost uint64
+	// problems are those of the chain that were warned of.
+	problems []string
 }
 
 // intoFile writes the packets to a file as well. What a packet holds is nobody's
@@ -263,7 +265,8 @@ func (t *tracing) target() (trace.Options, error) {
 		if err != nil {
 			return o, err
 		}
-		if c.Problem != "" {
+		if c.Problem != "" && !slices.Contains(t.problems, c.Problem) {
+			t.problems = append(t.problems, c.Problem)
 			t.log.Warn("the members of the chain can't be told, so only its result is", "problem", c.Problem)
 		}
 		if isChain(c) {
