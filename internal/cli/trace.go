@@ -88,7 +88,7 @@ of them can have returned it.`,
 	flags.Uint32VarP(&t.count, "count", "c", 10, "after how many packets it ends")
 	flags.DurationVar(&t.duration, "duration", 30*time.Second, "after which time it ends")
 	flags.Uint32Var(&t.snap, "snap", 256, "how many bytes of each packet are kept")
-	flags.StringVarP(&file, "write", "w", "", "write the packets to this file as well, in the format pcapng")
+	flags.StringVarP(&file, "write", "w", "", "write the packets to this file as well, in the format pcapng; only its owner can read it then")
 	flags.StringVar(&namespace, "netns", "", "network namespace of the interface: a name, a path or a pid")
 	return c
 }
@@ -118,6 +118,16 @@ func (t *tracing) intoFile(ctx context.Context, name string) error {
 		return err
 	}
 	defer f.Close()
+	// A file that was there has kept its mode. A pipe or a terminal is left as it is.
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Mode().IsRegular() {
+		if err := f.Chmod(0o600); err != nil {
+			return err
+		}
+	}
 	buffer := bufio.NewWriter(f)
 	w, err := trace.NewWriter(buffer, t.hook.Name())
 	if err != nil {

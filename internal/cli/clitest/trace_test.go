@@ -93,6 +93,9 @@ func TestTraceTellsWhoDroppedWhichPacket(t *testing.T) {
 	m.attach("pass", "--name", "last")
 
 	file := filepath.Join(t.TempDir(), "packets.pcapng")
+	if err := os.WriteFile(file, []byte("of another trace"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	p := m.trace("--count", "3", "--write", file, "udp", "and", "port 53-54")
 	m.send(1)
 	m.send(53)
@@ -107,6 +110,9 @@ func TestTraceTellsWhoDroppedWhichPacket(t *testing.T) {
 	p.wants(head+"53, 49 bytes: dropped by guard, member 1 of 2", " +1 guard XDP_DROP")
 	if code := p.code(); code != 0 {
 		t.Errorf("exit code %d: %s", code, m.read(p.log))
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
+		t.Errorf("others can read the packets: %v, %v", info.Mode(), err)
 	}
 	packets := m.read(file)
 	for _, comment := range []string{"dropped by guard, member 2 of 3: 1 sample XDP_PASS, 2 guard XDP_DROP", "dropped by guard, member 1 of 2: 1 guard XDP_DROP"} {
