@@ -131,16 +131,7 @@ func exclusiveIsPolicy(t *testing.T) {
 // Who held it is told, and not only the log.
 func ownersAreTold(t *testing.T) {
 	for what, end := range map[string]func(p *place){
-		"by force": func(p *place) {
-			link, err := xdp.OpenID(p.attachment().LinkID)
-			if err != nil {
-				p.Fatal(err)
-			}
-			defer link.Close()
-			if err := link.Detach(); err != nil {
-				p.Fatal(err)
-			}
-		},
+		"by force": (*place).detachByForce,
 		"with the interface": func(p *place) {
 			if err := p.veth.Near.Conn.Delete(p.veth.NearIndex); err != nil {
 				p.Fatal(err)

@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-bpf/holdfast/internal/procfs"
 )
 
 // Place is a bpffs, or a directory of one, that some process sees.
@@ -86,7 +88,7 @@ func Everywhere(b *Budget, f func(Place, *Root)) (skipped int, err error) {
 	if v, err := viewOf("thread-self"); err == nil {
 		views[v] = true
 	}
-	pids, err := processes()
+	pids, err := procfs.Processes()
 	if err != nil {
 		return 0, err
 	}
@@ -170,20 +172,4 @@ func viewOf(process string) (view, error) {
 		return view{namespace: namespace}, err
 	}
 	return view{namespace, unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}, nil
-}
-
-// processes are the pids of all processes, in order.
-func processes() ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for _, e := range entries {
-		if pid, err := strconv.ParseUint(e.Name(), 10, 31); err == nil {
-			pids = append(pids, int(pid))
-		}
-	}
-	slices.Sort(pids)
-	return pids, nil
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -287,11 +286,12 @@ func All() ([]Found, error) {
 		}
 		add(path, e.Name(), e.Name())
 	}
-	procs, err := processes()
+	procs, err := procfs.Processes()
 	if err != nil {
 		return nil, err
 	}
-	for _, pid := range procs {
+	for _, number := range procs {
+		pid := strconv.Itoa(number)
 		path := filepath.Join("/proc", pid, "ns/net")
 		add(path, path, pid)
 	}
@@ -310,26 +310,6 @@ func All() ([]Found, error) {
 		add(d.Path, d.Path, d.Path)
 	}
 	return found, nil
-}
-
-// processes are the pids of all processes, in order.
-func processes() ([]string, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for _, e := range entries {
-		if pid, err := strconv.ParseUint(e.Name(), 10, 31); err == nil {
-			pids = append(pids, int(pid))
-		}
-	}
-	slices.Sort(pids)
-	var names []string
-	for _, pid := range pids {
-		names = append(names, strconv.Itoa(pid))
-	}
-	return names, nil
 }
 
 // namespacePrefix tells network namespaces from all else by how nsfs names them.

@@ -30,6 +30,22 @@ type Objects struct {
 	Programs map[uint32][]Holder
 }
 
+// Processes are the pids of all processes that can be seen, in order.
+func Processes() ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, e := range entries {
+		if pid, err := strconv.ParseUint(e.Name(), 10, 31); err == nil {
+			pids = append(pids, int(pid))
+		}
+	}
+	slices.Sort(pids)
+	return pids, nil
+}
+
 // Scan looks through the descriptors of all processes that the caller may
 // look into; others, and those that end meanwhile, are left out. Descriptors
 // under way in a socket are in no process.
